@@ -1,0 +1,1 @@
+"""Runs recipes in child processes and writes records. Importing this package does not import mindspore."""

@@ -1,0 +1,1 @@
+"""Data on disk: CSV files, clips, caches, and training samples. Nothing here imports MindSpore."""

@@ -1,0 +1,77 @@
+"""The Ascend side of ``core.ops``. Written from MindSpore's documentation; not measured: no card was at hand.
+
+Matrix products, convolution and attention run in the activations' type (bf16 or fp16), normalisation statistics and
+softmax in fp32 islands, which the fused kernels keep internally. Letters as in ``core.ops``.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import mint
+from mindspore import ops as _ops
+
+_HALF = (ms.float16, ms.bfloat16)
+
+
+def _as(tensor, dtype):
+    return None if tensor is None else tensor.astype(dtype)
+
+
+def linear(x, weight, bias):
+    return mint.nn.functional.linear(x, weight.astype(x.dtype), _as(bias, x.dtype))
+
+
+def layer_norm(x, weight, bias, eps):
+    h = x.astype(ms.float32)
+    weight, bias = _as(weight, ms.float32), _as(bias, ms.float32)
+    return mint.nn.functional.layer_norm(h, (x.shape[-1],), weight, bias, eps).astype(x.dtype)
+
+
+def rms_norm(x, weight, eps):
+    h = _ops.rms_norm(x.astype(ms.float32), weight.astype(ms.float32), eps)[0]
+    return h.astype(x.dtype)
+
+
+def group_norm(x, num_groups, weight, bias, eps):
+    h = x.astype(ms.float32)
+    weight, bias = weight.astype(ms.float32), bias.astype(ms.float32)
+    return mint.nn.functional.group_norm(h, num_groups, weight, bias, eps).astype(x.dtype)
+
+
+def gelu_tanh(x):
+    return mint.nn.functional.gelu(x, approximate="tanh")
+
+
+def silu(x):
+    return mint.nn.functional.silu(x)
+
+
+def conv(x, weight, bias, stride, padding):
+    function = mint.nn.functional.conv2d if len(x.shape) == 4 else mint.nn.functional.conv3d
+    return function(x, weight.astype(x.dtype), _as(bias, x.dtype), stride=stride, padding=padding)
+
+
+def attention(q_BNLK, k_BNLK, v_BNLK, scale, bias):
+    if bias is not None:
+        scores = mint.matmul(q_BNLK * scale, k_BNLK.transpose(0, 1, 3, 2)).astype(ms.float32) + bias
+        return mint.matmul(mint.nn.functional.softmax(scores, -1).astype(v_BNLK.dtype), v_BNLK)
+    # The fused kernel takes half precision only; fp32 activations pass through it as bf16.
+    dtype = q_BNLK.dtype if q_BNLK.dtype in _HALF else ms.bfloat16
+    q, k, v = q_BNLK.astype(dtype), k_BNLK.astype(dtype), v_BNLK.astype(dtype)
+    out = _ops.flash_attention_score(q, k, v, q.shape[1], input_layout="BNSD", scalar_value=scale)
+    return out.astype(q_BNLK.dtype)
+
+
+def rotate(x_BNSK, cos_SK, sin_SK):
+    batch, heads, length, size = x_BNSK.shape
+    x = x_BNSK.astype(ms.float32)
+    even, odd = mint.chunk(x.reshape(batch, heads, length, size // 2, 2), 2, -1)
+    turned = mint.cat((-odd, even), dim=-1).reshape(batch, heads, length, size)
+    return (x * cos_SK + turned * sin_SK).astype(x_BNSK.dtype)
+
+
+def repeat_nearest(x, time, space):
+    batch, channels, frames, height, width = x.shape
+    count = batch * channels * frames
+    x = mint.broadcast_to(x.reshape(count, 1, height, 1, width, 1), (count, time, height, space, width, space))
+    return x.reshape(batch, channels, frames * time, height * space, width * space)

@@ -1,0 +1,165 @@
+"""The CPU side of ``core.ops``: fp32, arranged around what MindSpore's CPU kernels are good at.
+
+Measured (docs/design/002): a broadcast product costs 3x (graph) to 9x (PyNative) a plain one, so the small operand
+is widened first, by a product with ones: its gradient is a matrix product too, where that of ``tile`` is a slow sum.
+Letters as in ``core.ops``; R rows, M elements of a row.
+
+A custom ``bprop`` would be faster and leaner still, and is wrong: when one Cell is called twice with equal shapes in
+a compiled function, MindSpore 2.10 hands the gradient the other call's output (tests/core/test_ops.py guards it).
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import mint, nn
+from mindspore import ops as _ops
+
+from core import ops_cpu_conv
+
+# Largest temporary of an attention chunk or of a convolution's unfolded input. Larger was not faster.
+CHUNK_BYTES = 64 * 2**20
+
+_matmul = _ops.MatMul()
+_matmul_nt = _ops.MatMul(transpose_b=True)
+_batch = _ops.BatchMatMul()
+_batch_nt = _ops.BatchMatMul(transpose_b=True)
+_batch_tn = _ops.BatchMatMul(transpose_a=True)
+# Primitives: ``ops.tile``, a function, crashes the graph compiler inside a Cell with a ``bprop``.
+_tile = _ops.Tile()
+_row_mean = _ops.ReduceMean(keep_dims=True)
+_row_sum = _ops.ReduceSum(keep_dims=True)
+
+
+def _deviation(x_RM):
+    return x_RM - _matmul(_row_mean(x_RM, -1), _ones(1, x_RM.shape[1]))
+
+
+def _inverse_rms(x_RM, eps):
+    size = x_RM.shape[1]
+    return mint.rsqrt(_matmul(x_RM * x_RM, _ones(size, 1)) * (1.0 / size) + eps)
+
+
+def linear(x, weight, bias):
+    y = _matmul_nt(x.reshape(-1, x.shape[-1]), weight)
+    if bias is not None:
+        y = _ops.bias_add(y, bias)
+    return y.reshape((*x.shape[:-1], weight.shape[0]))
+
+
+conv = ops_cpu_conv.native if ops_cpu_conv.native_is_fast() else ops_cpu_conv.unfolded
+
+
+@_ops.constexpr
+def _ones(rows, columns):
+    return ms.Tensor(np.ones((rows, columns), np.float32))
+
+
+def layer_norm(x, weight, bias, eps):
+    h = _deviation(x.astype(ms.float32).reshape(-1, x.shape[-1]))
+    weight = _ones(1, x.shape[-1]) if weight is None else weight.reshape(1, -1)
+    h = h * _matmul(_inverse_rms(h, eps), weight)
+    if bias is not None:
+        h = _ops.bias_add(h, bias)
+    return h.reshape(x.shape).astype(x.dtype)
+
+
+def rms_norm(x, weight, eps):
+    h = x.astype(ms.float32).reshape(-1, x.shape[-1])
+    h = h * _matmul(_inverse_rms(h, eps), weight.astype(ms.float32).reshape(1, -1))
+    return h.reshape(x.shape).astype(x.dtype)
+
+
+def group_norm(x, num_groups, weight, bias, eps):
+    batch, channels = x.shape[0], x.shape[1]
+    h = _deviation(x.astype(ms.float32).reshape(batch * num_groups, -1))
+    scale = _matmul(_inverse_rms(h, eps), _ones(1, channels // num_groups)).reshape(batch, channels) * weight
+    h = h.reshape(batch * channels, -1)
+    ones = _ones(1, h.shape[1])
+    shift = _tile(bias.reshape(1, -1), (batch, 1)).reshape(-1, 1)
+    h = h * _matmul(scale.reshape(-1, 1), ones) + _matmul(shift, ones)
+    return h.reshape(x.shape).astype(x.dtype)
+
+
+def gelu_tanh(x):
+    """``x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3))``, which is the tanh form exactly."""
+    return x * mint.sigmoid(x * (x * x * 0.07135481282553303 + 1.5957691216057308))
+
+
+silu = _ops.silu
+
+
+class _Attention(nn.Cell):
+    """``q [G, L, K]``, ``k``/``v [G, S, K]``, G = B * N; queries in chunks, so that no L x S matrix is ever held.
+
+    Because of the bug above a compiled function may call it once per shape; a transformer block does.
+    """
+
+    def construct(self, q, k, v, scale, chunk):
+        outs = []
+        for start in range(0, q.shape[1], chunk):
+            weights = mint.softmax(_batch_nt(q[:, start : start + chunk] * scale, k), -1)
+            outs.append(_batch(weights, v))
+        return outs[0] if len(outs) == 1 else _ops.concat(outs, 1)
+
+    def bprop(self, q, k, v, scale, chunk, out, grad):
+        dqs = []
+        dk = None
+        dv = None
+        for start in range(0, q.shape[1], chunk):
+            q_c = q[:, start : start + chunk] * scale
+            g_c = grad[:, start : start + chunk]
+            inner = _row_sum(g_c * out[:, start : start + chunk], -1)
+            weights = mint.softmax(_batch_nt(q_c, k), -1)
+            dscores = weights * (_batch_nt(g_c, v) - _tile(inner, (1, 1, k.shape[1])))
+            dqs.append(_batch(dscores, k) * scale)
+            dk_c, dv_c = _batch_tn(dscores, q_c), _batch_tn(weights, g_c)
+            dk = dk_c if dk is None else dk + dk_c
+            dv = dv_c if dv is None else dv + dv_c
+        return dqs[0] if len(dqs) == 1 else _ops.concat(dqs, 1), dk, dv, 0.0, 0
+
+
+_attention = _Attention()
+
+
+def attention(q_BNLK, k_BNLK, v_BNLK, scale, bias):
+    if bias is not None:
+        scores = mint.matmul(q_BNLK * scale, k_BNLK.transpose(0, 1, 3, 2)) + bias
+        return mint.matmul(mint.softmax(scores, -1).astype(v_BNLK.dtype), v_BNLK)
+    batch, heads, length, size = q_BNLK.shape
+    others = k_BNLK.shape[2]
+    q = q_BNLK.reshape(batch * heads, length, size)
+    k = k_BNLK.reshape(batch * heads, others, size)
+    v = v_BNLK.reshape(batch * heads, others, size)
+    chunk = max(16, CHUNK_BYTES // (4 * batch * heads * others))
+    out = _batch(mint.softmax(_batch_nt(q * scale, k), -1), v) if chunk >= length else _attention(q, k, v, scale, chunk)
+    return out.reshape(batch, heads, length, size)
+
+
+@_ops.constexpr
+def _pair_rotation(size):
+    """Matrix ``[K, K]`` of (x0, x1) -> (-x1, x0): a product with it is exact, and faster than strided slices."""
+    matrix = np.zeros((size, size), np.float32)
+    even = np.arange(0, size, 2)
+    matrix[even + 1, even], matrix[even, even + 1] = -1.0, 1.0
+    return ms.Tensor(matrix)
+
+
+def rotate(x_BNSK, cos_SK, sin_SK):
+    batch, heads, length, size = x_BNSK.shape
+    x = x_BNSK.astype(ms.float32).reshape(-1, size)
+    turned = _matmul(x, _pair_rotation(size)).reshape(batch * heads, length * size)
+    cos = _tile(cos_SK.reshape(1, -1), (batch * heads, 1))
+    sin = _tile(sin_SK.reshape(1, -1), (batch * heads, 1))
+    out = x.reshape(batch * heads, length * size) * cos + turned * sin
+    return out.reshape(x_BNSK.shape).astype(x_BNSK.dtype)
+
+
+def repeat_nearest(x, time, space):
+    batch, channels, frames, height, width = x.shape
+    if space > 1:
+        x = _tile(x.reshape(-1, 1), (1, space))
+        x = _tile(x.reshape(-1, 1, width * space), (1, space, 1))
+    if time > 1:
+        x = _tile(x.reshape(-1, 1, height * width * space * space), (1, time, 1))
+    return x.reshape(batch, channels, frames * time, height * space, width * space)

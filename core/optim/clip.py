@@ -1,0 +1,31 @@
+"""The global norm of gradients, and the factor that bounds it."""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import mint
+
+from core import ops
+
+
+def _square_sum(p):
+    total = 0.0
+    for name in p:
+        g = p[name].astype(ms.float32)
+        total = total + (g * g).sum()
+    return total
+
+
+_compiled_square_sum = ops.compiled(_square_sum)
+
+
+def global_norm(gradients: dict[str, ms.Tensor]) -> ms.Tensor:
+    """Euclidean norm over all gradients together: a scalar, fp32."""
+    return mint.sqrt(_compiled_square_sum(gradients))
+
+
+def clip_factor(norm: ms.Tensor, max_norm: float | None) -> ms.Tensor:
+    """What to multiply gradients by so that their norm is at most ``max_norm`` (torch's rule, with its 1e-6)."""
+    if max_norm is None:
+        return ms.Tensor(1.0, ms.float32)
+    return mint.clamp(max_norm / (norm + 1e-6), max=1.0)

@@ -1,0 +1,1 @@
+"""The CogVideoX 3D transformer."""

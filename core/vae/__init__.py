@@ -1,0 +1,1 @@
+"""CogVideoX's causal 3D autoencoder."""

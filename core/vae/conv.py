@@ -1,0 +1,30 @@
+"""Convolution that is causal in time, and whose memory of the previous chunk is an argument and a result.
+
+B batch, C/O channels, T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+from mindspore import mint
+
+from core import ops
+
+
+def causal_conv3d(x, weight, bias, cache):
+    """Convolves ``x [B, C, T, H, W]`` with ``weight [O, C, kt, kh, kw]`` -> ``([B, O, T, H, W], new cache)``.
+
+    A frame sees itself and the ``kt - 1`` frames before it: ``cache [B, C, kt - 1, H, W]`` holds those that precede
+    this chunk, None repeats the chunk's first frame (CogVideoX, arXiv 2408.06072, section 2.1). Height and width are
+    padded with zeros. The new cache is the argument of the next chunk's call.
+    """
+    memory = weight.shape[2] - 1
+    if cache is None:
+        cache = mint.cat([x[:, :, :1]] * memory, 2)
+    x = mint.cat([cache, x], 2)
+    y = ops.conv3d(x, weight, bias, 1, (0, weight.shape[3] // 2, weight.shape[4] // 2))
+    return y, x[:, :, x.shape[2] - memory :]
+
+
+def conv(p, x, cache):
+    """``causal_conv3d`` with the ``conv.weight`` and ``conv.bias`` of the block ``p``."""
+    return causal_conv3d(x, p["conv.weight"], p["conv.bias"], cache)

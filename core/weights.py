@@ -1,0 +1,186 @@
+"""Published checkpoints in and out: folders in diffusers layout to models and back, strict both ways."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mindspore as ms
+import numpy as np
+
+from core.checkpoint import Checkpoint, component_folder, read_json, write_checkpoint, write_config
+from core.configs import SchedulerConfig, T5Config, TransformerConfig, VAEConfig
+from core.errors import UserError
+from core.files import write_text
+from core.model import Model
+from core.presets import PRESETS
+from core.schedulers.base import Scheduler
+from core.schedulers.ddim import CogVideoXDDIMScheduler
+from core.schedulers.dpm import CogVideoXDPMScheduler
+from core.text.parameters import ALIASES as T5_ALIASES
+from core.text.t5 import T5EncoderModel
+from core.transformer.model import CogVideoXTransformer3DModel
+from core.vae.model import AutoencoderKLCogVideoX
+
+SCHEDULERS: dict[str, type[Scheduler]] = {
+    "CogVideoXDDIMScheduler": CogVideoXDDIMScheduler,
+    "CogVideoXDPMScheduler": CogVideoXDPMScheduler,
+}
+_TYPES = {"fp32": ms.float32, "bf16": ms.bfloat16, "fp16": ms.float16}
+_M = TypeVar("_M", bound=Model)
+_DIFFUSERS_STEM, _TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
+
+
+def ms_type(dtype: str) -> ms.Type:
+    """MindSpore's type for ``fp32``, ``bf16`` or ``fp16``."""
+    if dtype not in _TYPES:
+        raise UserError(f"dtype: got {dtype!r}, need one of {', '.join(_TYPES)}")
+    return _TYPES[dtype]
+
+
+def load_into(model: _M, folder: str | Path, aliases: Mapping[str, str] | None = None) -> _M:
+    """Fills ``model`` from the safetensors in ``folder``, one tensor at a time; the stored type is cast to the model's.
+
+    Raises:
+        WeightsError: every missing, unexpected, mis-shaped tensor, or damaged shard, in one error.
+    """
+    with Checkpoint(folder) as checkpoint:
+        sources = checkpoint.check(model.table, aliases or {})
+        for name, source in sources.items():
+            model.assign(name, checkpoint.tensor(source).astype(np.float32))
+        model.source_types = dict(Counter(checkpoint.dtype(source) for source in sources.values()))
+    return model
+
+
+def load_transformer(directory: str | Path, dtype: str = "fp32") -> CogVideoXTransformer3DModel:
+    """Loads ``config.json`` and weights of a transformer; ``dtype`` is the type in which they are kept.
+
+    ``directory`` is the component's folder or the pipeline's folder that contains it; so for all loaders here.
+    """
+    folder = component_folder(directory, "transformer")
+    config = TransformerConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+    return load_into(CogVideoXTransformer3DModel(config, ms_type(dtype)), folder)
+
+
+def load_vae(directory: str | Path, dtype: str = "fp32") -> AutoencoderKLCogVideoX:
+    """Loads a VAE; see ``load_transformer``."""
+    folder = component_folder(directory, "vae")
+    config = VAEConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+    return load_into(AutoencoderKLCogVideoX(config, ms_type(dtype)), folder)
+
+
+def load_text_encoder(directory: str | Path, dtype: str = "fp32") -> T5EncoderModel:
+    """Loads a T5 encoder; of ``config.json`` the fields in ``T5Config`` are used, transformers writes many others."""
+    folder = component_folder(directory, "text_encoder")
+    values = read_json(folder / "config.json")
+    known = {k: v for k, v in values.items() if k in T5Config.__dataclass_fields__}
+    config = T5Config.from_dict(known, str(folder / "config.json"))
+    return load_into(T5EncoderModel(config, ms_type(dtype)), folder, T5_ALIASES)
+
+
+def load_scheduler(directory: str | Path, sampler: str | None = None) -> Scheduler:
+    """Builds the scheduler of ``scheduler_config.json``; ``sampler`` (``ddim`` or ``dpm``) overrides its class.
+
+    Raises:
+        UserError: an unknown class or field.
+    """
+    folder = component_folder(directory, "scheduler", "scheduler_config.json")
+    path = folder / "scheduler_config.json"
+    values = read_json(path)
+    config = SchedulerConfig.from_dict(values, str(path))
+    name = values.get("_class_name", "CogVideoXDDIMScheduler")
+    if name not in SCHEDULERS:
+        raise UserError(f"{path}: got _class_name {name!r}, need one of {', '.join(SCHEDULERS)}")
+    return make_scheduler(config, sampler) if sampler else SCHEDULERS[name](config)
+
+
+def make_scheduler(config: SchedulerConfig, sampler: str) -> Scheduler:
+    """A scheduler by its short name, ``ddim`` or ``dpm``."""
+    classes = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
+    if sampler not in classes:
+        raise UserError(f"sampler: got {sampler!r}, need one of {', '.join(classes)}")
+    return classes[sampler](config)
+
+
+def default_scheduler_config(transformer: TransformerConfig) -> SchedulerConfig:
+    """Scheduler config for a checkpoint folder without one (the original's layout): the 2B's for sincos models."""
+    return PRESETS["5b" if transformer.use_rotary_positional_embeddings else "2b"].scheduler
+
+
+def parameter_array(model: Model, name: str) -> np.ndarray:
+    """Float32 copy of one parameter."""
+    return model.parameters_dict()[name].astype(ms.float32).asnumpy()
+
+
+def _save(model: Model, directory: str | Path, stem: str, dtype: str, max_shard_bytes: int) -> None:
+    parameters = model.parameters_dict()
+    write_checkpoint(
+        directory, stem, model.table, lambda name: parameters[name].astype(ms.float32).asnumpy(),
+        dtype=dtype, max_shard_bytes=max_shard_bytes,
+    )  # fmt: skip
+
+
+def save_transformer(
+    model: CogVideoXTransformer3DModel, directory: str | Path, dtype: str = "fp32", max_shard_bytes: int = 5_000_000_000
+) -> None:
+    """Writes a folder that ``diffusers.CogVideoXTransformer3DModel.from_pretrained`` loads."""
+    _save(model, directory, _DIFFUSERS_STEM, dtype, max_shard_bytes)
+    write_config(Path(directory) / "config.json", "CogVideoXTransformer3DModel", model.config.to_dict())
+
+
+def save_vae(
+    model: AutoencoderKLCogVideoX, directory: str | Path, dtype: str = "fp32", max_shard_bytes: int = 5_000_000_000
+) -> None:
+    """Writes a folder that ``diffusers.AutoencoderKLCogVideoX.from_pretrained`` loads."""
+    _save(model, directory, _DIFFUSERS_STEM, dtype, max_shard_bytes)
+    write_config(Path(directory) / "config.json", "AutoencoderKLCogVideoX", model.config.to_dict())
+
+
+def save_text_encoder(
+    model: T5EncoderModel, directory: str | Path, dtype: str = "fp32", max_shard_bytes: int = 5_000_000_000
+) -> None:
+    """Writes a folder that ``transformers.T5EncoderModel.from_pretrained`` loads."""
+    _save(model, directory, _TRANSFORMERS_STEM, dtype, max_shard_bytes)
+    gated = model.config.feed_forward_proj.startswith("gated-")
+    extra = {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "is_encoder_decoder": True,
+        "is_gated_act": gated,
+        "dense_act_fn": "gelu_new" if gated else "relu",
+        "num_decoder_layers": model.config.num_layers,
+        "use_cache": False,
+    }
+    write_text(Path(directory) / "config.json", json.dumps({**model.config.to_dict(), **extra}, indent=2) + "\n")
+
+
+def save_scheduler(scheduler: Scheduler, directory: str | Path) -> None:
+    """Writes ``scheduler_config.json`` for diffusers' class of the same name."""
+    fields: dict[str, Any] = scheduler.config.to_dict()
+    write_config(Path(directory) / "scheduler_config.json", type(scheduler).__name__, fields)
+
+
+def save_model_index(directory: str | Path, scheduler: str = "CogVideoXDDIMScheduler") -> None:
+    """Writes ``model_index.json``, which makes a folder of components a ``CogVideoXPipeline`` of diffusers."""
+    parts = {
+        "scheduler": ["diffusers", scheduler],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5Tokenizer"],
+        "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLCogVideoX"],
+    }
+    write_config(Path(directory) / "model_index.json", "CogVideoXPipeline", parts)
+
+
+def parameter_digest(model: Model) -> str:
+    """SHA-256 over names, shapes and float32 bytes of all parameters, in the table's order."""
+    digest = hashlib.sha256()
+    for name in model.table:
+        array = np.ascontiguousarray(parameter_array(model, name))
+        digest.update(f"{name} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Recipes: one YAML file states one experiment completely. Importing this package does not import mindspore."""

@@ -1,0 +1,36 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from core.errors import UserError, WeightsError
+from core.files import atomic_path, write_text
+
+
+def test_success_replaces_the_old_file(tmp_path):
+    target = tmp_path / "new" / "a.txt"
+    write_text(target, "one")
+    write_text(target, "two")
+    assert target.read_text() == "two"
+    assert os.listdir(target.parent) == ["a.txt"]
+
+
+def test_failure_leaves_the_old_file_and_no_other(tmp_path):
+    target = tmp_path / "a.npz"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        assert temporary.suffix == ".npz"
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.npz"]
+
+
+def test_a_long_list_of_problems_is_cut_and_counted():
+    error = WeightsError("folder", [f"missing {i}" for i in range(60)])
+    assert isinstance(error, UserError)
+    assert str(error).startswith("folder: 60 problems: missing 0; missing 1")
+    assert str(error).endswith("missing 49; and 10 more")

@@ -1,0 +1,1 @@
+"""Parity tests need the reference; their own tox environment installs it."""
