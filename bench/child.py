@@ -1,0 +1,116 @@
+"""The child process: ``python -m bench.child JOBDIR`` runs the task that JOBDIR/job.json describes.
+
+Exit codes: 0 the task ended, 2 the user's mistake, 4 anything else. The parent writes the record from
+events.jsonl and the way this process ended; nothing here has to survive for that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TextIO
+
+from bench.codes import FAILED, PASS, USAGE
+from bench.context import RunContext
+from bench.events import FILE_NAME, EventLog
+from bench.memory import OOM_TEXT, device_peaks, process_hwm_bytes
+from bench.tasks import task_for
+from core.errors import UserError
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the job in folder ``arguments[0]`` and returns the exit code."""
+    folder = Path(arguments[0])
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    _die_with(job["parent_pid"])
+    events = EventLog(folder / FILE_NAME)
+    status, reason, code = _attempt(job, events)
+    events.write("memory", hwm=process_hwm_bytes(), device=_device_peaks())
+    events.write("end", status=status, reason=reason)
+    return code
+
+
+def _attempt(job: dict, events: EventLog) -> tuple[str, str | None, int]:
+    """Status, reason and exit code of the task."""
+    try:
+        failures = _run(job, events)
+    except UserError as error:
+        # One line, whatever the error holds: logs and records are read line by line.
+        text = " | ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        return _say("failed", text, USAGE)
+    except KeyboardInterrupt:
+        return _say("failed", "interrupted")
+    except SystemExit as error:
+        return _say("failed", f"the task called sys.exit({error.code!r})")
+    except Exception as error:
+        traceback.print_exc()
+        text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
+        out_of_memory = isinstance(error, MemoryError) or OOM_TEXT.search(text)
+        return "oom" if out_of_memory else "failed", text.splitlines()[0], FAILED
+    if failures:
+        return "failed", f"{failures} input{'s' if failures > 1 else ''} could not be processed (see failures)", FAILED
+    return "ok", None, PASS
+
+
+def _say(status: str, reason: str, code: int = FAILED) -> tuple[str, str, int]:
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    return status, reason, code
+
+
+def _run(job: dict, events: EventLog) -> int:
+    """Loads the recipe, calls the task, returns how many inputs failed."""
+    task = task_for(job["kind"], job.get("task_module"))
+    out = Path(job["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    with _terminal(job.get("terminal_fd")) as terminal:
+        ctx = RunContext(_recipe(job), out, job["seed"], events, terminal)
+        task(ctx.recipe, ctx)
+        return ctx.failures
+
+
+def _recipe(job: dict):
+    if job.get("task_module"):
+        return job["recipe"]
+    from recipes.load import from_dict  # noqa: PLC0415 - test tasks take the plain dict
+
+    return from_dict(job["recipe"])
+
+
+def _terminal(fd: int | None) -> AbstractContextManager[TextIO | None]:
+    """The parent's terminal, inherited under number ``fd``, for progress bars."""
+    return nullcontext() if fd is None else os.fdopen(fd, "w", encoding="utf-8", buffering=1)
+
+
+def _device_peaks() -> dict:
+    try:
+        return device_peaks()
+    except Exception as error:
+        # A device that failed can't be asked; the reason goes to the record instead of a number.
+        return {"allocated": None, "reserved": None, "reason": f"reading the counters failed: {type(error).__name__}"}
+
+
+def _die_with(parent: int) -> None:
+    """Asks Linux to end this process when its parent dies, so that no orphan keeps a card or the CPU busy."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            raise SystemExit(FAILED)
+    # SIGTERM as an exception lets `finally` blocks remove temporary files.
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(_signum: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.exit(main(sys.argv[1:]))

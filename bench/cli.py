@@ -1,0 +1,191 @@
+"""The ``cogbench`` command: arguments, exit codes and errors. What the commands do is imported when they run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.codes import FAILED, INTERRUPTED, PASS, USAGE
+from core.errors import UserError
+
+_EXIT_CODES = (
+    "exit codes: 0 pass, 1 mismatch, 2 bad recipe or usage, 3 no baseline, "
+    "4 the run failed or ran out of memory, 5 unsteady, 130 interrupted"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    args = build_parser().parse_args(arguments)
+    # SIGTERM (a cancelled CI job) ends a run as Ctrl-C does: child gone, record written, no half file.
+    previous = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return args.command(args)
+    except UserError as error:
+        if args.debug:
+            traceback.print_exc()
+        return _user_error(error, args.json)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe (`cogbench show x | head`) has what it wanted; Python must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PASS
+    except Exception:
+        # Python's own exit code for this would be 1, which here means "mismatch".
+        traceback.print_exc()
+        return FAILED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: check, show, run, report, doctor."""
+    parser = argparse.ArgumentParser(prog="cogbench", description="Reproducible runs of CogVideoX.", epilog=_EXIT_CODES)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    check = _command(commands, "check", _check, "find every error in recipes")
+    check.add_argument("recipes", nargs="+", type=Path, metavar="RECIPE")
+
+    show = _command(commands, "show", _show, "the effective recipe, its digest, where each value came from")
+    _recipe(show)
+
+    run = _command(commands, "run", _run, "run a recipe and write records")
+    _recipe(run)
+    run.add_argument("--repeats", type=_positive, metavar="N", help="process runs, each in a fresh process (recipe: 1)")
+    run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: a new one below runs/)")
+    run.add_argument("-v", "--verbose", action="store_true", help="show the log even when not on a terminal")
+    run.add_argument("--require-steady", action="store_true", help="exit 5 unless the step times are proven steady")
+
+    report = _command(commands, "report", _report, "tables, or one self-contained page, from records")
+    report.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="run folders (default: runs)")
+    report.add_argument("--html", action="store_true", help="write a page (report.html and report.md)")
+    report.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write report.md there (and report.html with --html)"
+    )
+
+    _command(commands, "doctor", _doctor, "what this machine can and cannot measure, and why")
+    return parser
+
+
+def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text, epilog=_EXIT_CODES)
+    parser.set_defaults(command=function)
+    parser.add_argument("--json", action="store_true", help="print JSON on stdout")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
+    return parser
+
+
+def _recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as train.steps=5"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, need a whole number from 1")
+    return value
+
+
+def _check(args: argparse.Namespace) -> int:
+    from bench.recipe_access import open_recipe  # noqa: PLC0415 - pydantic and ruamel only when needed
+
+    results, code = [], PASS
+    for path in args.recipes:
+        try:
+            loaded = open_recipe(path, [])
+            results.append({"recipe": str(path), "ok": True, "kind": loaded.data["kind"], "digest": loaded.digest})
+            line = f"{path}: ok ({loaded.data['kind']}, {loaded.digest[:8]})"
+        except UserError as error:
+            code = USAGE
+            results.append({"recipe": str(path), "ok": False, **describe(error)})
+            line = str(error)
+        if not args.json:
+            print(line, file=sys.stdout if results[-1]["ok"] else sys.stderr)
+    if args.json:
+        print_json({"ok": code == PASS, "recipes": results})
+    return code
+
+
+def _show(args: argparse.Namespace) -> int:
+    from bench.recipe_access import open_recipe, shown  # noqa: PLC0415
+
+    loaded = open_recipe(args.recipe, args.set)
+    if args.json:
+        fields = {"recipe": loaded.data, "digest": loaded.digest, "origins": loaded.origins}
+        print_json({"path": str(args.recipe), **fields})
+    else:
+        print(shown(loaded).rstrip("\n"))
+    return PASS
+
+
+def _run(args: argparse.Namespace) -> int:
+    from bench.run_command import run_command  # noqa: PLC0415
+
+    command = ("cogbench", "run", str(args.recipe), *(part for s in args.set for part in ("--set", s)))
+    options = {"--repeats": args.repeats, "--out": args.out}
+    command += tuple(part for name, value in options.items() if value is not None for part in (name, str(value)))
+    command += ("--require-steady",) if args.require_steady else ()
+    code, data, text = run_command(args, command)
+    print_json(data) if args.json else print(text)
+    return code
+
+
+def _report(args: argparse.Namespace) -> int:
+    from bench.report_command import report_command  # noqa: PLC0415
+
+    code, data, text = report_command(args.folders or [Path("runs")], html=args.html, out=args.out)
+    print_json(data) if args.json else print(text)
+    return code
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from bench.doctor import examine, lines, usable  # noqa: PLC0415
+
+    findings = examine()
+    works = usable(findings)
+    if args.json:
+        print_json({"ok": works, "findings": findings})
+    else:
+        print("\n".join(lines(findings)))
+    return PASS if works else FAILED
+
+
+def describe(error: UserError) -> dict[str, Any]:
+    """An error as data: its text, and for a recipe each problem with its place."""
+    problems = [vars(p) if hasattr(p, "__dict__") else {"message": str(p)} for p in getattr(error, "problems", [])]
+    return {"error": str(error)} | ({"problems": problems} if problems else {})
+
+
+def print_json(data: Any) -> None:
+    """Writes ``data`` to stdout; refuses NaN."""
+    print(json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False))
+
+
+def _user_error(error: UserError, as_json: bool) -> int:
+    if as_json:
+        print_json(describe(error))
+    else:
+        # A recipe's problems come one per line, each with its own place; anything else is one line.
+        located = bool(getattr(error, "problems", None)) and "\n" in str(error)
+        print(str(error) if located else f"error: {error}", file=sys.stderr)
+    return USAGE
+
+
+def _terminated(_signum: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Prepares MindSpore in the child as the recipe's runtime section says; the only place in bench that imports it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.errors import UserError
+
+
+def start_mindspore(runtime: Any, seed: int) -> dict[str, Any]:
+    """Sets device, determinism, memory limit and seed, configures ``core.ops``; returns the facts for the record.
+
+    ``runtime`` is the recipe's section (device, mode, jit_level, deterministic, max_device_memory).
+    Called once, before anything is built. UserError when the device is not there.
+    """
+    import mindspore as ms  # noqa: PLC0415 - seconds to import: only in the child, only when a task needs it
+
+    from core import ops  # noqa: PLC0415
+
+    device = {"cpu": "CPU", "ascend": "Ascend"}[runtime.device]
+    try:
+        ms.set_device(device)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"runtime.device: got {runtime.device}, but this MindSpore can't use it ({first}): "
+            "install the Ascend build with CANN, or set runtime.device=cpu"
+        ) from None
+    if runtime.deterministic:
+        ms.set_deterministic(True)
+    if runtime.max_device_memory and device == "Ascend":
+        ms.runtime.set_memory(max_size=runtime.max_device_memory)
+    ms.set_seed(seed)
+    # On CPU the first synchronize() logs an error about the device; as if it had been logged already, it does not.
+    getattr(getattr(ms.runtime, "stream", None), "function_stream_status", {})["synchronize"] = True
+    ops.configure(device=device, mode=runtime.mode, jit_level=runtime.jit_level)
+    return {
+        "device": device,
+        "mode": runtime.mode,
+        "jit_level": runtime.jit_level,
+        "deterministic": runtime.deterministic,
+        "mindspore": ms.__version__,
+    }

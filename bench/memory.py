@@ -1,0 +1,145 @@
+"""Memory readings: the kernel's high-water marks, device counters, and the traces of the out-of-memory killer."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+from pathlib import Path
+
+from bench.record_parts import Memory, RankMemory
+
+CPU_COUNTERS = "MindSpore's CPU backend returns 0 for every memory counter"
+# How MindSpore (host and Ascend) and the C++ runtime say that memory ran out.
+OOM_TEXT = re.compile(
+    r"(Memory not enough|Failed to alloc memory|Out of memory|Allocate memory failed|std::bad_alloc"
+    r"|Unable to allocate .* for an array|Cannot allocate memory|^MemoryError\b|Malloc device memory failed)",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def process_hwm_bytes() -> int | None:
+    """High-water mark of this process's resident memory (VmHWM), None where the system has none."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def maxrss_bytes(usage: resource.struct_rusage) -> int | None:
+    """``ru_maxrss`` of a process waited for, in bytes (Linux counts KiB, macOS bytes)."""
+    return (usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)) or None
+
+
+def own_peak(child: int | None, parent: int | None) -> int | None:
+    """The child's peak from wait4, None if it is no larger than the parent's own.
+
+    Between fork and exec a child is a copy of its parent and Linux counts that copy: a mark up to the parent's
+    says nothing about the program that ran afterwards.
+    """
+    return None if child is None or (parent is not None and child <= parent) else child
+
+
+def device_peaks() -> dict[str, int | str | None]:
+    """Peak bytes of the device as MindSpore reports them, ``reason`` when it does not; never imports mindspore."""
+    ms = sys.modules.get("mindspore")
+    if ms is None:
+        return {"allocated": None, "reserved": None, "reason": "the run did not load MindSpore"}
+    if ms.get_context("device_target") == "CPU":
+        return {"allocated": None, "reserved": None, "reason": CPU_COUNTERS}
+    allocated, reserved = int(ms.runtime.max_memory_allocated()), int(ms.runtime.max_memory_reserved())
+    if not allocated or not reserved:
+        return {"allocated": None, "reserved": None, "reason": "the device's counters returned 0"}
+    return {"allocated": allocated, "reserved": reserved, "reason": None}
+
+
+def memory_of(process_peak: int | None, reported: dict | None) -> tuple[Memory, dict[str, str]]:
+    """Memory of a run of one process and the reason of each null, keyed ``memory.<field>``.
+
+    ``process_peak``: from wait4 (``own_peak``); ``reported``: what the child wrote at its end, None if it died before.
+    """
+    died = "the process ended before it could report its memory"
+    hwm = (reported or {}).get("hwm")
+    process_peak = process_peak or hwm
+    device = (reported or {}).get("device") or {"allocated": None, "reserved": None, "reason": died}
+    rank = RankMemory(
+        rank=0,
+        device_allocated_peak_bytes=device["allocated"],
+        device_reserved_peak_bytes=device["reserved"],
+        process_peak_bytes=process_peak,
+    )
+    memory = Memory(
+        device_allocated_peak_bytes=rank.device_allocated_peak_bytes,
+        device_reserved_peak_bytes=rank.device_reserved_peak_bytes,
+        process_peak_bytes=process_peak,
+        process_hwm_bytes=hwm,
+        per_rank=(rank,),
+        max_rank=0,
+    )
+    reasons = {}
+    for field in ("device_allocated_peak_bytes", "device_reserved_peak_bytes"):
+        if getattr(rank, field) is None:
+            reasons[f"memory.{field}"] = reasons[f"memory.per_rank.0.{field}"] = device["reason"] or died
+    if process_peak is None:
+        reason = "not above the mark that a child inherits from its parent, and the child did not report its own"
+        reasons["memory.process_peak_bytes"] = reasons["memory.per_rank.0.process_peak_bytes"] = reason
+    if hwm is None:
+        reasons["memory.process_hwm_bytes"] = died if reported is None else "no /proc/self/status on this system"
+    return memory, reasons
+
+
+def no_memory(reason: str) -> tuple[Memory, dict[str, str]]:
+    """Memory of a run that had no process, every field null for ``reason``."""
+    fields = [f for f in Memory.model_fields if f != "per_rank"]
+    return Memory(), {f"memory.{f}": reason for f in fields}
+
+
+def oom_kill_count() -> dict[str, int]:
+    """Counters of the kernel's out-of-memory killer that this process can see, keyed by the file they come from."""
+    counts: dict[str, int] = {}
+    for file in [*_cgroup_files("memory.events", "memory.oom_control"), Path("/proc/vmstat")]:
+        try:
+            found = re.search(r"^oom_kill (\d+)", file.read_text(encoding="ascii"), re.MULTILINE)
+        except OSError:
+            continue
+        if found:
+            counts[str(file)] = int(found[1])
+    return counts
+
+
+def cgroup_limit() -> tuple[int | None, str | None]:
+    """Smallest memory limit of this process's control groups in bytes, or the reason why there is none."""
+    limits = []
+    for file in _cgroup_files("memory.max", "memory.limit_in_bytes"):
+        try:
+            text = file.read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        # cgroup v1 says "no limit" with a number near 2**63.
+        if text.isdigit() and int(text) < 1 << 60:
+            limits.append(int(text))
+    return (min(limits), None) if limits else (None, "no control group limits memory")
+
+
+def _cgroup_files(v2: str, v1: str) -> list[Path]:
+    """The process's own group and its parents, for cgroup v2 and v1 mounts."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
+    files = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            base, name = root, v2
+        elif "memory" in controllers.split(","):
+            base, name = root / "memory", v1
+        else:
+            continue
+        here = base / group.strip("/")
+        folders = [here, *here.parents]
+        files += [f / name for f in folders if f.is_relative_to(base) and (f / name).is_file()]
+    return list(dict.fromkeys(files))

@@ -1,0 +1,135 @@
+"""Task encode-video: clips of a CSV file to VAE cache files."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.context import RunContext, synchronize
+from bench.tasks.models import Models, tiling_of
+from core.data import cache
+from core.data.frames import legal_frames, select_frames
+from core.data.manifest import Row, read_manifest, resolve_video
+from core.data.transforms import INTERPOLATION, fit, to_model
+from core.data.video import VideoReader, choose_backend
+from core.errors import UserError
+
+_CHUNK_FRAMES = 8
+
+
+def run(recipe: Any, ctx: RunContext) -> None:
+    """Writes ``<out>/<video path>.npz`` for every row of the CSV file; existing files are kept.
+
+    A clip that can't be used is reported with ``ctx.row_failed`` and the rest goes on; a full disk ends the run.
+    """
+    data = recipe.data
+    if not Path(data.video_folder).is_dir():
+        raise UserError(f"data.video_folder: no such folder {data.video_folder}; correct the path")
+    manifest = read_manifest(
+        data.csv,
+        video_column=data.video_column,
+        caption_column=None,
+        video_folder=data.video_folder,
+        on_row_error=ctx.row_failed,
+    )
+    models = Models(recipe, ctx)  # before decord loads: the other way round MindSpore's start aborts the process
+    ctx.note("decoder", choose_backend(recipe.video.backend))
+    with ctx.stage("load"):
+        encoder = _Encoder(recipe, ctx, models.vae(recipe.vae.dtype))
+    with ctx.stage("vae_encode", items=len(manifest)):
+        for index, row in enumerate(ctx.progress(manifest, "clips", total=len(manifest))):
+            try:
+                encoder.encode_row(index, row)
+            except cache.OutputError:
+                raise
+            except UserError as error:
+                ctx.row_failed(row.row, row.video, str(error))
+    ctx.note("clips", {"total": len(manifest), "encoded": encoder.encoded, "kept": encoder.kept})
+    ctx.note("decoded_by", encoder.backends)
+
+
+class _Encoder:
+    """The VAE and the settings that go into every file's identity."""
+
+    def __init__(self, recipe: Any, ctx: RunContext, vae: Any):
+        from core.weights import parameter_digest  # noqa: PLC0415
+
+        self._recipe, self._ctx, self._vae = recipe, ctx, vae
+        self._tiling = tiling_of(recipe.vae)
+        video = recipe.video.model_dump(exclude={"backend"})
+        self._base = {
+            "kind": "video",
+            "vae": parameter_digest(vae),
+            "dtype": str(vae.param_dtype),
+            "tiling": recipe.vae.tiling.model_dump() if recipe.vae.tiling else None,
+            "interpolation": INTERPOLATION,
+            **video,
+        }
+        self._lengths: set[int] = set()
+        self.encoded = self.kept = 0
+        self.backends: dict[str, int] = {}
+
+    def encode_row(self, index: int, row: Row) -> None:
+        """Encodes one clip unless its file is there; UserError says why the clip can't be used."""
+        video = self._recipe.video
+        source = resolve_video(row, self._recipe.data.video_folder)
+        target = cache.cache_path(self._ctx.out, row.video)
+        identity = {**self._base, "source": _sha256(source)}
+        if target.exists() and not self._recipe.overwrite:
+            if conflict := cache.identity_conflict(cache.read_identity(target), identity):
+                raise UserError(f"{target}: made with other settings ({conflict}); set overwrite: true")
+            self.kept += 1
+            return
+        with VideoReader(source, video.backend) as reader:
+            info = reader.info
+            try:
+                indices, fps = select_frames(info.frames, info.fps, frame_stride=video.frame_stride, fps=video.fps)
+                count = legal_frames(len(indices), video.max_frames, video.frames_rule)
+            except UserError as error:
+                detail = f"{info.frames} frames at {info.fps:g} fps, frame_stride {video.frame_stride}"
+                raise UserError(f"{source} ({detail}): {error}") from error
+            begin = time.perf_counter()
+            mean, std = self._moments(reader, indices[:count])
+            synchronize()
+            seconds = time.perf_counter() - begin
+            self.backends[reader.backend] = self.backends.get(reader.backend, 0) + 1
+        tags = () if count in self._lengths else ("compile",)
+        self._lengths.add(count)
+        self._ctx.step(index, seconds, samples=1, frames=count, tags=tags, extra={"video": row.video})
+        size = (info.height, info.width)
+        cache.write_video_cache(
+            target, cache.VideoCache(latent_mean=mean, latent_std=std, fps=fps, ori_size=size, identity=identity)
+        )
+        self._ctx.artifact("latents", target, frames=count)
+        self.encoded += 1
+
+    def _moments(self, reader: VideoReader, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std float32 ``[t, C, h, w]`` of the frames at ``indices``."""
+        import mindspore as ms  # noqa: PLC0415
+
+        if self._tiling is None:
+            # Only one chunk of pixels is alive; with tiles that order would keep the caches of all tiles alive.
+            pieces = (ms.Tensor(chunk[None]) for chunk in self._pixels(reader, indices))
+            parts = list(self._vae.encode_chunks(pieces, len(indices)))
+        else:
+            whole = np.concatenate(list(self._pixels(reader, indices)), axis=1)
+            parts = [self._vae.encode(ms.Tensor(whole[None]), self._tiling)]
+        moments = [[part[which].astype(ms.float32).asnumpy()[0] for part in parts] for which in (0, 1)]
+        mean, std = (np.concatenate(chunks, axis=1).transpose(1, 0, 2, 3) for chunks in moments)
+        return np.ascontiguousarray(mean), np.ascontiguousarray(std)
+
+    def _pixels(self, reader: VideoReader, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """float32 ``[3, <= 8, H, W]`` in [-1, 1], cropped and resized."""
+        video = self._recipe.video
+        for frames in reader.chunks(indices, _CHUNK_FRAMES):
+            yield to_model(fit(frames, video.height, video.width, video.transform))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
