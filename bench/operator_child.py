@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -76,8 +77,9 @@ def _ours() -> dict[str, Callable]:
 
 def _naive() -> dict[str, Callable]:
     from mindspore import mint, ops
+    from mindspore.mint.nn import functional
 
-    norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-5)
+    norm: Any = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-5)
 
     def layer_norm(x, w, b):
         return norm(x, w, b)[0]
@@ -98,20 +100,22 @@ def _naive() -> dict[str, Callable]:
         even, odd = mint.chunk(x.reshape(1, HEADS, TOKENS, -1, 2), 2, -1)
         return x * cos + mint.cat((-odd, even), dim=-1).reshape(x.shape) * sin
 
+    convolve: Any = ops.conv3d
+
     def conv_wide(x, w, b):
-        return ops.conv3d(x, w, b, pad_mode="pad", padding=(0, 1, 1))
+        return convolve(x, w, b, pad_mode="pad", padding=(0, 1, 1))
 
     def conv_point(x, w, b):
         return ops.conv3d(x, w, b)
 
-    linear = mint.nn.functional.linear
+    linear = functional.linear
     return _named(
         linear,
         layer_norm,
         rms_norm,
         group_norm,
         gelu,
-        mint.nn.functional.silu,
+        functional.silu,
         attention,
         rotate,
         conv_wide,

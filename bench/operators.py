@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +23,7 @@ from core.errors import UserError
 from core.files import atomic_path
 
 IMPLEMENTATIONS = ("ours", "ours-avx2", "mindspore", "mindspore-avx2", "torch")
+PATIENCE = 120.0  # seconds that a process may take for one answer
 DIRECTIONS = ("forward", "forward+backward")
 BEGIN, END = "<!-- operators: begin -->", "<!-- operators: end -->"
 _ROOT = Path(__file__).resolve().parent.parent
@@ -51,9 +53,14 @@ class Child:
     def answer(self) -> dict[str, Any]:
         """The next JSON line; MindSpore prints other things in between."""
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
+        watchdog = threading.Timer(PATIENCE, self.process.kill)
+        watchdog.start()
+        try:
+            for line in self.process.stdout:
+                if line.startswith("{"):
+                    return json.loads(line)
+        finally:
+            watchdog.cancel()
         status = self.process.wait()
         self.errors.seek(0)
         last = (self.errors.read().strip().splitlines() or ["no message"])[-1]
@@ -67,13 +74,20 @@ class Child:
 
 
 def measure(cases: list[str], names: list[str], rounds: int) -> list[dict[str, Any]]:
-    """One row per (case, direction, implementation): median and minimum seconds, median processor seconds."""
-    children = {name: Child(name) for name in names}
-    try:
-        return [row for case in cases for direction in DIRECTIONS for row in _rows(children, case, direction, rounds)]
-    finally:
-        for child in children.values():
-            child.close()
+    """One row per (case, direction, implementation): median and minimum seconds, median processor seconds.
+
+    Each case has processes of its own, so that one that hangs or dies names its case.
+    """
+    rows = []
+    for case in cases:
+        print(case, file=sys.stderr, flush=True)
+        children = {name: Child(name) for name in names}
+        try:
+            rows += [row for direction in DIRECTIONS for row in _rows(children, case, direction, rounds)]
+        finally:
+            for child in children.values():
+                child.close()
+    return rows
 
 
 def _rows(children: dict[str, Child], case: str, direction: str, rounds: int) -> list[dict[str, Any]]:
@@ -118,7 +132,7 @@ def write_between_markers(document: Path, text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.operators", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.operators", description="Times every operator of core.ops.")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--doc", type=Path, help="rewrite the table between the markers of this file")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")

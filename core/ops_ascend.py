@@ -6,9 +6,12 @@ softmax in fp32 islands, which the fused kernels keep internally. Letters as in 
 
 from __future__ import annotations
 
+from typing import Any
+
 import mindspore as ms
 from mindspore import mint
 from mindspore import ops as _ops
+from mindspore.mint.nn import functional
 
 _HALF = (ms.float16, ms.bfloat16)
 
@@ -18,13 +21,13 @@ def _as(tensor, dtype):
 
 
 def linear(x, weight, bias):
-    return mint.nn.functional.linear(x, weight.astype(x.dtype), _as(bias, x.dtype))
+    return functional.linear(x, weight.astype(x.dtype), _as(bias, x.dtype))
 
 
 def layer_norm(x, weight, bias, eps):
     h = x.astype(ms.float32)
     weight, bias = _as(weight, ms.float32), _as(bias, ms.float32)
-    return mint.nn.functional.layer_norm(h, (x.shape[-1],), weight, bias, eps).astype(x.dtype)
+    return functional.layer_norm(h, (x.shape[-1],), weight, bias, eps).astype(x.dtype)
 
 
 def rms_norm(x, weight, eps):
@@ -35,26 +38,27 @@ def rms_norm(x, weight, eps):
 def group_norm(x, num_groups, weight, bias, eps):
     h = x.astype(ms.float32)
     weight, bias = weight.astype(ms.float32), bias.astype(ms.float32)
-    return mint.nn.functional.group_norm(h, num_groups, weight, bias, eps).astype(x.dtype)
+    return functional.group_norm(h, num_groups, weight, bias, eps).astype(x.dtype)
 
 
 def gelu_tanh(x):
-    return mint.nn.functional.gelu(x, approximate="tanh")
+    return functional.gelu(x, approximate="tanh")
 
 
 def silu(x):
-    return mint.nn.functional.silu(x)
+    return functional.silu(x)
 
 
 def conv(x, weight, bias, stride, padding):
-    function = mint.nn.functional.conv2d if len(x.shape) == 4 else mint.nn.functional.conv3d
+    function = functional.conv2d if len(x.shape) == 4 else functional.conv3d
     return function(x, weight.astype(x.dtype), _as(bias, x.dtype), stride=stride, padding=padding)
 
 
 def attention(q_BNLK, k_BNLK, v_BNLK, scale, bias):
     if bias is not None:
         scores = mint.matmul(q_BNLK * scale, k_BNLK.transpose(0, 1, 3, 2)).astype(ms.float32) + bias
-        return mint.matmul(mint.nn.functional.softmax(scores, -1).astype(v_BNLK.dtype), v_BNLK)
+        weights: Any = functional.softmax(scores, -1)
+        return mint.matmul(weights.astype(v_BNLK.dtype), v_BNLK)
     # The fused kernel takes half precision only; fp32 activations pass through it as bf16.
     dtype = q_BNLK.dtype if q_BNLK.dtype in _HALF else ms.bfloat16
     q, k, v = q_BNLK.astype(dtype), k_BNLK.astype(dtype), v_BNLK.astype(dtype)

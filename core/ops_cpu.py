@@ -10,6 +10,8 @@ a compiled function, MindSpore 2.10 hands the gradient the other call's output (
 
 from __future__ import annotations
 
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindspore import mint, nn
@@ -119,20 +121,23 @@ class _Attention(nn.Cell):
         return dqs[0] if len(dqs) == 1 else _ops.concat(dqs, 1), dk, dv, 0.0, 0
 
 
-_attention = _Attention()
+_attention: Any = _Attention()
 
 
 def attention(q_BNLK, k_BNLK, v_BNLK, scale, bias):
     if bias is not None:
         scores = mint.matmul(q_BNLK * scale, k_BNLK.transpose(0, 1, 3, 2)) + bias
-        return mint.matmul(mint.softmax(scores, -1).astype(v_BNLK.dtype), v_BNLK)
+        weights: Any = mint.softmax(scores, -1)
+        return mint.matmul(weights.astype(v_BNLK.dtype), v_BNLK)
     batch, heads, length, size = q_BNLK.shape
     others = k_BNLK.shape[2]
     q = q_BNLK.reshape(batch * heads, length, size)
     k = k_BNLK.reshape(batch * heads, others, size)
     v = v_BNLK.reshape(batch * heads, others, size)
     chunk = max(16, CHUNK_BYTES // (4 * batch * heads * others))
-    out = _batch(mint.softmax(_batch_nt(q * scale, k), -1), v) if chunk >= length else _attention(q, k, v, scale, chunk)
+    out: Any = (
+        _batch(mint.softmax(_batch_nt(q * scale, k), -1), v) if chunk >= length else _attention(q, k, v, scale, chunk)
+    )
     return out.reshape(batch, heads, length, size)
 
 

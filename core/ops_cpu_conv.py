@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from mindspore import ops as _ops
 
@@ -101,7 +102,9 @@ def _conv3d(x, weight, bias, stride, padding):
     grid = batch * g_t * g_h * g_w
     count = (((batch - 1) * g_t + o_t - 1) * g_h + o_h - 1) * g_w + o_w
     w_OQC = weight.reshape(outputs, channels, -1).transpose(0, 2, 1)
-    y = _shifted_product(_by_channel(x, stride), w_OQC, _offsets(k_t, k_h, k_w, s_t, s_h, s_w, g_h, g_w, grid), count)
+    y: Any = _shifted_product(
+        _by_channel(x, stride), w_OQC, _offsets(k_t, k_h, k_w, s_t, s_h, s_w, g_h, g_w, grid), count
+    )
     if count < grid:
         y = _ops.pad(y, (0, grid - count))
     y = y.reshape(outputs, batch, g_t, g_h, g_w)

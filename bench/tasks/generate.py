@@ -89,7 +89,7 @@ def _denoise(recipe: Any, ctx: RunContext, models: Models, text: _Text) -> list[
     if given is not None and len(given) not in (1, len(text.prompts) * count):
         raise UserError(f"inputs.latents: got {len(given)} sets, need 1 or {len(text.prompts) * count} (one a video)")
     jobs = [(p, n) for p in range(len(text.prompts)) for n in range(count)]
-    made, clock = [], _StepClock(ctx, frames=recipe.video.frames)
+    made, clock = [], _StepClock(ctx)
     for number, (index, copy) in enumerate(ctx.progress(jobs, "denoise", total=len(jobs))):
         prompt = text.prompts[index]
         negative = None if text.negative is None else text.negative[index % len(text.negative)][None]
@@ -123,8 +123,8 @@ def _sampling(recipe: Any) -> Any:
 class _StepClock:
     """Turns the sampler's step callbacks into recorded steps; the first of the run compiles."""
 
-    def __init__(self, ctx: RunContext, frames: int):
-        self._ctx, self._frames, self._index, self._last = ctx, frames, 0, 0.0
+    def __init__(self, ctx: RunContext):
+        self._ctx, self._index, self._last = ctx, 0, 0.0
 
     def start(self) -> None:
         synchronize()
@@ -134,7 +134,7 @@ class _StepClock:
         synchronize()
         now = time.perf_counter()
         tags = ("compile",) if self._index == 0 else ()
-        self._ctx.step(self._index, now - self._last, tags=tags, samples=1, extra={"timestep": timestep})
+        self._ctx.step(self._index, now - self._last, tags=tags, extra={"timestep": timestep})
         self._index, self._last = self._index + 1, now
 
 
