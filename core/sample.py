@@ -30,14 +30,14 @@ class Sampling:
     """How to denoise; names as in diffusers' ``CogVideoXPipeline``.
 
     ``timesteps`` is a kind (``trailing``, ``linspace``, ``leading``, ``linear-quadratic``), a decreasing list, or None
-    for the scheduler's own kind. ``guidance_scale`` of 1 or less runs the model without the negative prompt.
+    for the scheduler's own kind. ``guidance_scale`` of 1 or less runs the model without the negative prompt. ``previous`` is where a step ends (``Scheduler.set_timesteps``).
     """
 
     num_inference_steps: int
     guidance_scale: float
     use_dynamic_cfg: bool = False
     timesteps: str | Sequence[int] | None = None
-    eta: float = 0.0
+    previous: Literal["reference", "list"] | None = None
 
 
 def latent_shape(
@@ -113,7 +113,7 @@ def denoise(
             sample, estimate = scheduler.step(output, estimate, timestep, back, sample, noise=draw)
         else:
             assert isinstance(scheduler, CogVideoXDDIMScheduler)
-            sample, _ = scheduler.step(output, timestep, sample, eta=sampling.eta)
+            sample, _ = scheduler.step(output, timestep, sample)
         if on_step:
             on_step(index, timestep)
     return sample.asnumpy()
@@ -121,9 +121,9 @@ def denoise(
 
 def _choose_timesteps(scheduler: Scheduler, sampling: Sampling) -> None:
     if sampling.timesteps is None or isinstance(sampling.timesteps, str):
-        scheduler.set_timesteps(sampling.num_inference_steps, kind=sampling.timesteps)
+        scheduler.set_timesteps(sampling.num_inference_steps, kind=sampling.timesteps, previous=sampling.previous)
     else:
-        scheduler.set_timesteps(timesteps=sampling.timesteps)
+        scheduler.set_timesteps(timesteps=sampling.timesteps, previous=sampling.previous)
 
 
 def _predict(transformer, sample, text, timestep: int, sampling: Sampling, count: int, with_guidance: bool):

@@ -190,12 +190,6 @@ def _timesteps(data: Data) -> Iterator[Issue]:
         yield Issue("sampling.steps", f"got {steps}, need {len(times)}: sampling.timesteps lists so many")
 
 
-def _sampler(data: Data) -> Iterator[Issue]:
-    if get(data, "sampling.sampler") == "dpm" and get(data, "sampling.eta"):
-        message = f"got {scalar(data['sampling']['eta'])}, need 0 with the sampler dpm"
-        yield Issue("sampling.eta", message, "eta is DDIM's")
-
-
 def _saved(data: Data) -> Iterator[Issue]:
     if get(data, "save.decode") is False and get(data, "save.latents") is False:
         message = "got false and save.latents false: nothing would be kept"
@@ -206,6 +200,6 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     "encode-text": (_model_for("encode-text"), _text_sources),
     "encode-video": (_model_for("encode-video"), _encode_frames, _tiling),
     "train": (_model_for("train"), _train_frames, _optimizer, _parallel),
-    "generate": (_model_for("generate"), _prompts, _generate_frames, _timesteps, _sampler, _saved, _parallel, _tiling),
+    "generate": (_model_for("generate"), _prompts, _generate_frames, _timesteps, _saved, _parallel, _tiling),
     "decode-latents": (_model_for("decode-latents"), _tiling),
 }

@@ -116,7 +116,7 @@ def _sampling(recipe: Any) -> Any:
     section = recipe.sampling
     return Sampling(
         num_inference_steps=section.steps, guidance_scale=section.guidance_scale, timesteps=section.timesteps,
-        use_dynamic_cfg=section.dynamic_guidance, eta=section.eta,
+        use_dynamic_cfg=section.dynamic_guidance, previous=section.previous,
     )  # fmt: skip
 
 

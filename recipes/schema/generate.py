@@ -59,8 +59,9 @@ class Sampling(Section):
     """Classifier-free guidance; 1 or less runs no unconditional pass."""
     dynamic_guidance: bool = False
     """Guidance that grows over the steps along a cosine."""
-    eta: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.0
-    """Share of fresh noise in each DDIM step: 0 is deterministic."""
+    previous: Literal["reference", "list"] | None = None
+    """Where a step ends: ``reference`` at t - 1000 // steps as published, ``list`` at the next timestep of the list
+    (docs/design/004); null: reference for trailing, linspace and leading, list for the others."""
 
 
 class PromptLength(Section):

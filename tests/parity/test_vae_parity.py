@@ -99,6 +99,7 @@ def test_decode(small, frames, record_property):
         ((1, 1, 96, 80), TILING),
         ((2, 9, 56, 72), TILING),  # a last row of one latent, and a row before it that is cut off as well
         ((1, 17, 32, 72), WIDE),
+        ((1, 25, 48, 40), TILING),
         ((1, 5, 80, 64), WIDE),
         ((1, 1, 48, 40), TILING),
     ],
@@ -109,7 +110,14 @@ def test_tiled_encode(small, shape, tiling, record_property):
 
 @pytest.mark.parametrize(
     ("shape", "tiling"),
-    [((1, 1, 12, 10), TILING), ((2, 3, 7, 9), TILING), ((1, 4, 4, 9), WIDE), ((1, 1, 10, 8), WIDE)],
+    [
+        ((1, 1, 12, 10), TILING),
+        ((2, 3, 7, 9), TILING),
+        ((1, 4, 4, 9), WIDE),
+        ((1, 1, 10, 8), WIDE),
+        ((1, 5, 6, 5), TILING),
+        ((1, 7, 6, 5), TILING),
+    ],
 )
 def test_tiled_decode(small, shape, tiling, record_property):
     check_decode(small, (shape[0], 16, *shape[1:]), tiling, record_property)

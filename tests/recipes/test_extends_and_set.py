@@ -81,7 +81,7 @@ def test_an_empty_parent_is_an_error_of_the_parent(tmp_path: Path) -> None:
         ("video.frames=25", "video.frames", 25),
         ("video.frames = 25", "video.frames", 25),
         ("sampling.guidance_scale=1e0", "sampling.guidance_scale", 1.0),
-        ("sampling={steps: 4, eta: 0.5}", "sampling.steps", 4),
+        ("sampling={steps: 4, guidance_scale: 0.5}", "sampling.steps", 4),
         ("prompts=[a, 'b: c']", "prompts", ["a", "b: c"]),
         ("prompts=a=b", "prompts", ["a=b"]),
         ("negative_prompt=''", "negative_prompt", ""),
