@@ -15,8 +15,11 @@ _LOG_LEVELS = {"debug": "0", "info": "1", "warning": "2", "error": "3", "critica
 def child_environment(recipe: Mapping[str, Any]) -> dict[str, str | None]:
     """Variables the recipe (effective plain data) decides; None removes a variable the user has set.
 
-    ``ONEDNN_MAX_CPU_ISA=AVX2``: with AVX-512 MindSpore's convolutions reach oneDNN's reference kernel, about 100x
-    slower; but AVX2 halves matrix products. So it is set for processes whose work is convolution (docs/design/006).
+    ``ONEDNN_MAX_CPU_ISA=AVX2``: with AVX-512 MindSpore's own convolutions reach oneDNN's reference kernel, so
+    ``core.ops`` unfolds them there; with AVX2 they are native and faster, but matrix products take longer. Measured
+    with recipes/tiny/generate.yaml at 128x192x17: decoding 12.6 -> 3.5 s, a denoising step 72 -> 81 ms. So it is set
+    for processes that run the VAE. With a large transformer on a CPU, generate with ``save.decode: false`` and decode
+    the latents in a second run (docs/design/002, 006).
     """
     runtime = recipe.get("runtime") or {}
     variables: dict[str, str | None] = {
