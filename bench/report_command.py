@@ -24,7 +24,8 @@ def report_command(folders: list[Path], *, html: bool, out: Path | None) -> tupl
     data: dict[str, Any] = {"records": [{"path": str(p), **brief(r)} for p, r in found], "warnings": warnings}
     if html or out is not None:
         # A page beside the run it shows; a report over several folders has no such place.
-        target = out or (folders[0] if len(folders) == 1 else Path("report"))
+        beside = folders[0].parent if folders[0].is_file() else folders[0]
+        target = out or (beside if len(folders) == 1 else Path("report"))
         page = build_report(folders, target, html=html)
         return PASS, data | {"report": str(page)}, f"report: {page}"
     return PASS, data, results_table((record.id, record) for _, record in found)

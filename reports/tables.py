@@ -197,7 +197,7 @@ def failure_table(runs: Iterable[Run]) -> Table:
             item, message = (text_cell(failure.get(key) or "") for key in ("item", "message"))
             rows.append((text_cell(run.label), status_cell_short(run), where, item, message))
     columns = ("run", "status", "row", "item", "what happened")
-    return Table("failures", "Failures", columns, tuple(rows), empty="nothing failed")
+    return Table("failures", "Failures and skipped runs", columns, tuple(rows), empty="nothing failed")
 
 
 def status_cell_short(run: Run) -> Cell:

@@ -125,4 +125,6 @@ def tiling_of(section: Any) -> Any:
         tile_width=tiles.tile_width,
         overlap_height=tiles.overlap_height / tiles.tile_height,
         overlap_width=tiles.overlap_width / tiles.tile_width,
+        vectorised=tiles.tiles_at_once > 1,
+        max_batch=tiles.tiles_at_once,
     )

@@ -128,6 +128,8 @@ class Tiling(Section):
     """Rows in pixels that neighbours share and blend; at most half a tile."""
     overlap_width: Overlap
     """Columns in pixels that neighbours share and blend; at most half a tile."""
+    tiles_at_once: Positive = 1
+    """Tiles of equal shape that go through the VAE as one batch; 1 needs the least memory. Changes no number."""
 
 
 class VAE(Section):

@@ -190,9 +190,10 @@ def test_report_prints_records_and_warns_about_damaged_ones(here, capsys):
     assert "damaged record" in err
 
 
-def test_report_builds_a_page(here, capsys):
+@pytest.mark.parametrize("given", ["runs/a", "runs/a/record.json"])
+def test_report_builds_a_page(here, capsys, given):
     records.write(records.make(**example_fields()), here / "runs" / "a")
-    assert cli.main(["report", "runs/a", "--html"]) == 0
+    assert cli.main(["report", given, "--html"]) == 0
     page = Path(capsys.readouterr().out.removeprefix("report: ").strip())
     assert page.suffix == ".html"
     assert "tiny-sft" in page.read_text(encoding="utf-8")

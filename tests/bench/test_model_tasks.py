@@ -225,3 +225,19 @@ def test_prompts_of_files(tmp_path):
         inputs.prompts_of_file(tmp_path / "empty.txt")
     assert inputs.slug("A  red Circle!") == "a-red-circle"
     assert inputs.slug("日本") == "video"
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_tiles_of_the_recipe_reach_the_vae(world, tmp_path, at_once):
+    tiling = {"tile_height": 16, "tile_width": 24, "overlap_height": 8, "overlap_width": 8, "tiles_at_once": at_once}
+    kinds = {"kind": "decode-latents", "model": {"path": str(world / "model")}, "save": {"format": "npy"}}
+    latents = {"latents": str(next((world / "video").rglob("vid001.npz")))}
+    whole = run(decode_latents, {**kinds, **latents}, tmp_path / "whole")
+    tiled = run(decode_latents, {**kinds, **latents, "vae": {"tiling": tiling}}, tmp_path / "tiled")
+    assert named(whole, "digest")[0]["value"] != named(tiled, "digest")[0]["value"]
+    pixels = [np.load(next((tmp_path / name).glob("*.npy"))).astype(int) for name in ("whole", "tiled")]
+    assert pixels[0].shape == pixels[1].shape
+    config = models_module.tiling_of(
+        from_dict({"schema": 1, "name": "t", **kinds, **latents, "vae": {"tiling": tiling}}).vae
+    )
+    assert (config.vectorised, config.max_batch, config.overlap_height) == (at_once > 1, at_once, 0.5)

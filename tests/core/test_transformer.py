@@ -9,12 +9,12 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from core import ops
+from core import ops, ops_cpu
 from core.errors import UserError
 from core.presets import PRESETS
 from core.transformer import layers, rope
 from core.transformer.model import CogVideoXTransformer3DModel
-from tests.tolerances import relative_error
+from tests.tolerances import OPERATOR_GRADIENT, relative_error
 
 CONFIG = replace(PRESETS["tiny-1.5"].transformer, num_layers=2, text_embed_dim=24, max_text_seq_length=6)
 
@@ -171,3 +171,18 @@ def test_learned_positions_know_one_size():
     )
     with pytest.raises(UserError, match="this checkpoint works at its trained size only"):
         _model(config)(*_inputs(config))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_attention_in_chunks_gives_the_same_gradients(recompute, monkeypatch):
+    """Two blocks, each with its own chunked attention: the custom backward of one must not serve the other."""
+    ops.configure(mode="graph")
+    gradients = []
+    for limit in (ops_cpu.CHUNK_BYTES, 4 * 2 * 4 * 30 * 8):
+        monkeypatch.setattr(ops_cpu, "CHUNK_BYTES", limit)
+        model, values = _model(), _inputs(height=8, width=8)
+        model.recompute(recompute)
+        grad = ops.value_and_gradients(lambda *v, m=model: (m(*v) ** 2).mean(), model.trainable_params())
+        gradients.append([g.asnumpy() for g in grad(*values)[1]])
+    for whole, chunked in zip(*gradients, strict=True):
+        assert relative_error(chunked, whole) <= OPERATOR_GRADIENT
