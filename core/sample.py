@@ -30,7 +30,8 @@ class Sampling:
     """How to denoise; names as in diffusers' ``CogVideoXPipeline``.
 
     ``timesteps`` is a kind (``trailing``, ``linspace``, ``leading``, ``linear-quadratic``), a decreasing list, or None
-    for the scheduler's own kind. ``guidance_scale`` of 1 or less runs the model without the negative prompt. ``previous`` is where a step ends (``Scheduler.set_timesteps``).
+    for the scheduler's own kind. ``guidance_scale`` of 1 or less runs the model without the negative prompt.
+    ``previous`` is where a step ends, see ``Scheduler.set_timesteps``.
     """
 
     num_inference_steps: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from core.data import shapes
 from core.data.video import VideoReader
 from core.errors import UserError
 from recipes.load import from_dict
+from recipes.schema.common import Tiling
 
 SIZE = {"height": 32, "width": 48}
 PROMPT = "a red circle moving to the right on a black background"
@@ -237,7 +239,5 @@ def test_tiles_of_the_recipe_reach_the_vae(world, tmp_path, at_once):
     assert named(whole, "digest")[0]["value"] != named(tiled, "digest")[0]["value"]
     pixels = [np.load(next((tmp_path / name).glob("*.npy"))).astype(int) for name in ("whole", "tiled")]
     assert pixels[0].shape == pixels[1].shape
-    config = models_module.tiling_of(
-        from_dict({"schema": 1, "name": "t", **kinds, **latents, "vae": {"tiling": tiling}}).vae
-    )
+    config = models_module.tiling_of(SimpleNamespace(tiling=Tiling(**tiling)))
     assert (config.vectorised, config.max_batch, config.overlap_height) == (at_once > 1, at_once, 0.5)

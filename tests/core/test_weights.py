@@ -40,7 +40,7 @@ def test_what_is_saved_is_loaded(tmp_path, dtype):
         if dtype == "fp32":
             assert weights.parameter_digest(loaded) == weights.parameter_digest(model)
         else:
-            name = list(model.table)[0]
+            name = next(iter(model.table))
             kept, given = weights.parameter_array(loaded, name), weights.parameter_array(model, name)
             assert np.allclose(kept, given, rtol=1e-2, atol=1e-3)
 
