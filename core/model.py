@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import nn
 from mindspore.common.initializer import Initializer
 
+from core import ops
 from core.params import ParamSpec, ParamTable
 
 
@@ -33,14 +34,14 @@ class Model(nn.Cell):
     Args:
         table: ``name -> ParamSpec``.
         dtype: type in which the parameters are stored.
-        compute_dtype: type in which ``block`` hands them out; None is ``dtype``.
+        compute_dtype: type in which ``block`` hands them out; None is ``dtype`` as far as the device has kernels.
     """
 
     def __init__(self, table: ParamTable, dtype: ms.Type = ms.float32, compute_dtype: ms.Type | None = None):
         super().__init__()
         self.table = table
         self.param_dtype = dtype
-        self.compute_dtype = compute_dtype or dtype
+        self.compute_dtype = compute_dtype or ops.runnable_dtype(dtype)
         self.source_types: dict[str, int] = {}  # stored type -> tensors, of the checkpoint that was loaded
         self._blocks: dict[tuple, dict[str, ms.Parameter]] = {}
         for name, spec in table.items():

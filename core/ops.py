@@ -56,6 +56,11 @@ def compute_dtype(requested: str) -> tuple:
     return ms.float32, f"computed in fp32: MindSpore's CPU backend lacks {requested} kernels; {requested} was requested"
 
 
+def runnable_dtype(stored: ms.Type) -> ms.Type:
+    """Type to compute in for parameters stored as ``stored``: fp32 for bf16 on the CPU, which has no such kernels."""
+    return ms.float32 if _runtime.device == "CPU" and stored == ms.bfloat16 else stored
+
+
 def compiled(fn: Callable) -> Callable:
     """Wraps a pure ``fn(p, *tensors, **static)`` so that, in graph mode, it is compiled once per signature.
 

@@ -92,7 +92,7 @@ class T5EncoderModel(Model):
     def construct(  # pyright: ignore[reportIncompatibleMethodOverride]  (MindSpore types the base as NoReturn)
         self, input_ids: ms.Tensor, attention_mask: ms.Tensor | None = None
     ) -> ms.Tensor:
-        """``input_ids [B, L]`` (int) -> ``[B, L, D]`` in the stored type.
+        """``input_ids [B, L]`` (int) -> ``[B, L, D]`` in the type that is computed in.
 
         ``attention_mask [B, L]``: 1 to see a token, 0 to hide it. CogVideoX passes none: padding is seen, on purpose.
 
@@ -127,4 +127,4 @@ class T5EncoderModel(Model):
                 eps=config.layer_norm_epsilon,
             )
         weight = self.block("encoder.final_layer_norm")["weight"]
-        return ops.rms_norm(hidden_states, weight, config.layer_norm_epsilon).astype(self.param_dtype)
+        return ops.rms_norm(hidden_states, weight, config.layer_norm_epsilon).astype(self.compute_dtype)

@@ -98,7 +98,7 @@ class AutoencoderKLCogVideoX(Model):
     def encode_chunk(self, x: ms.Tensor, cache: Cache) -> tuple[ms.Tensor, Cache]:
         """One chunk of pixels -> ``(mean and log variance on one axis [B, 32, t, h, w], cache for the next chunk)``."""
         config, new = self.config, {}
-        x = self._causal("encoder.conv_in", x.astype(self.param_dtype), cache, new)
+        x = self._causal("encoder.conv_in", x.astype(self.compute_dtype), cache, new)
         last = len(config.block_out_channels) - 1
         for i in range(last + 1):
             x = self._resnets(f"encoder.down_blocks.{i}", config.layers_per_block, x, None, cache=cache, new=new)
@@ -112,7 +112,7 @@ class AutoencoderKLCogVideoX(Model):
     def decode_chunk(self, z: ms.Tensor, cache: Cache) -> tuple[ms.Tensor, Cache]:
         """One chunk of latents -> ``(pixels [B, 3, T, H, W], cache for the next chunk)``."""
         config, new = self.config, {}
-        z = z.astype(self.param_dtype)
+        z = z.astype(self.compute_dtype)
         if config.use_post_quant_conv:
             z = blocks.pointwise(self.block("post_quant_conv"), z)
         x = self._causal("decoder.conv_in", z, cache, new)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import mindspore as ms
 import numpy as np
 import pytest
 
@@ -100,3 +101,29 @@ def test_a_folder_without_scheduler_gets_the_published_one():
 def test_unknown_dtype():
     with pytest.raises(UserError, match="dtype: got 'int8', need one of fp32, bf16, fp16"):
         weights.ms_type("int8")
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_parameters_kept_in_bf16_run_on_the_cpu(tmp_path, part):
+    """Stored in half the memory, computed in fp32: the same numbers as fp32 parameters rounded to bf16."""
+    rng = np.random.default_rng(0)
+    inputs: dict = {
+        "transformer": (rng.standard_normal((1, 2, 16, 4, 4)), rng.standard_normal((1, 3, 64)), np.array([7])),
+        "vae": (rng.standard_normal((1, 3, 1, 16, 16)),),
+        "text_encoder": (np.array([[3, 5, 1]], np.int32),),
+    }
+    models = {
+        "transformer": (CogVideoXTransformer3DModel(CONFIG), weights.save_transformer, weights.load_transformer),
+        "vae": (AutoencoderKLCogVideoX(PRESET.vae), weights.save_vae, weights.load_vae),
+        "text_encoder": (T5EncoderModel(PRESET.text), weights.save_text_encoder, weights.load_text_encoder),
+    }
+    model, save, load = models[part]
+    save(model.initialize(1), tmp_path, "bf16")
+    values = [ms.Tensor(v.astype(np.float32) if v.dtype == np.float64 else v) for v in inputs[part]]
+    outputs = []
+    for dtype in ("fp32", "bf16"):
+        loaded = load(tmp_path, dtype)
+        assert {str(p.dtype) for p in loaded.get_parameters()} == {{"fp32": "Float32", "bf16": "BFloat16"}[dtype]}
+        result = loaded.encode(*values)[0] if part == "vae" else loaded(*values)
+        outputs.append(result.astype(ms.float32).asnumpy())
+    assert np.array_equal(*outputs)
