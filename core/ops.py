@@ -202,7 +202,7 @@ def conv3d(x, weight, bias, stride, padding):
 
 def pad_right_bottom(x):
     """One row and one column of zeros after the last: ``[B, C, T, H, W] -> [B, C, T, H + 1, W + 1]``."""
-    return _ops.pad(x, (0, 1, 0, 1))
+    return _ops.Pad(((0, 0), (0, 0), (0, 0), (0, 1), (0, 1)))(x)  # ops.pad: see core.ops_cpu_conv
 
 
 def mean_of_frame_pairs(x):

@@ -98,7 +98,8 @@ def _conv3d(x, weight, bias, stride, padding):
     g_t, g_h, g_w = -(-full[0] // s_t), -(-full[1] // s_h), -(-full[2] // s_w)
     after = (p_t + g_t * s_t - full[0], p_h + g_h * s_h - full[1], p_w + g_w * s_w - full[2])
     if p_t + p_h + p_w + after[0] + after[1] + after[2] > 0:
-        x = _ops.pad(x, (p_w, after[2], p_h, after[1], p_t, after[0]))
+        # Not ops.pad: its gradient never returns after some tens of calls (MindSpore 2.10, CPU).
+        x = _ops.Pad(((0, 0), (0, 0), (p_t, after[0]), (p_h, after[1]), (p_w, after[2])))(x)
     grid = batch * g_t * g_h * g_w
     count = (((batch - 1) * g_t + o_t - 1) * g_h + o_h - 1) * g_w + o_w
     w_OQC = weight.reshape(outputs, channels, -1).transpose(0, 2, 1)
@@ -106,7 +107,7 @@ def _conv3d(x, weight, bias, stride, padding):
         _by_channel(x, stride), w_OQC, _offsets(k_t, k_h, k_w, s_t, s_h, s_w, g_h, g_w, grid), count
     )
     if count < grid:
-        y = _ops.pad(y, (0, grid - count))
+        y = _ops.Pad(((0, 0), (0, grid - count)))(y)
     y = y.reshape(outputs, batch, g_t, g_h, g_w)
     if (o_t, o_h, o_w) != (g_t, g_h, g_w):
         y = y[:, :, :o_t, :o_h, :o_w]

@@ -293,3 +293,32 @@ def test_the_table_is_written_between_its_markers(tmp_path):
     document.write_text("no markers")
     with pytest.raises(UserError, match="add them"):
         operators.write_between_markers(document, json.dumps(rows))
+
+
+REPEATED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import mindspore as ms, numpy as np
+from core import ops, ops_cpu_conv
+ops.configure(mode="graph")
+def run(p, x):
+    return (ops_cpu_conv.unfolded(ops.pad_right_bottom(x), p["w"], p["b"], 1, (0, 1, 1)) ** 2).sum()
+f = ops.compiled(run)
+rng = np.random.default_rng(0)
+w = ms.Parameter(ms.Tensor(rng.standard_normal((8, 8, 3, 3, 3)).astype(np.float32)), name="w")
+b = ms.Parameter(ms.Tensor(np.zeros(8, np.float32)), name="b")
+x = ms.Tensor(rng.standard_normal((1, 8, 5, 16, 16)).astype(np.float32))
+gradient = ops.value_and_gradients(lambda x: f({"w": w.view(w.shape), "b": b.view(b.shape)}, x), [w, b])
+first = gradient(x)[1][0].asnumpy()
+for _ in range(80):
+    again = gradient(x)[1][0].asnumpy()
+print("SAME", np.array_equal(first, again))
+"""
+
+
+def test_convolution_gradients_return_again_and_again():
+    """MindSpore searches for the best number of threads during the first calls; with ``ops.pad`` it never came back."""
+    Path("repeated.py").write_text(REPEATED)
+    command = [sys.executable, "repeated.py", str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "SAME True" in done.stdout
