@@ -112,5 +112,5 @@ def _interrupt(_signum: int, _frame: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # typed as TextIO, is a TextIOWrapper
     sys.exit(main(sys.argv[1:]))

@@ -98,7 +98,7 @@ def _conv3d(x, weight, bias, stride, padding):
     g_t, g_h, g_w = -(-full[0] // s_t), -(-full[1] // s_h), -(-full[2] // s_w)
     after = (p_t + g_t * s_t - full[0], p_h + g_h * s_h - full[1], p_w + g_w * s_w - full[2])
     if p_t + p_h + p_w + after[0] + after[1] + after[2] > 0:
-        # Not ops.pad: its gradient never returns after some tens of calls (MindSpore 2.10, CPU).
+        # Not ops.pad: after some tens of calls its gradient is wrong or never returns (MindSpore 2.10, CPU).
         x = _ops.Pad(((0, 0), (0, 0), (p_t, after[0]), (p_h, after[1]), (p_w, after[2])))(x)
     grid = batch * g_t * g_h * g_w
     count = (((batch - 1) * g_t + o_t - 1) * g_h + o_h - 1) * g_w + o_w

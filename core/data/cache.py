@@ -179,7 +179,7 @@ def _write(path: str | os.PathLike, arrays: dict[str, np.ndarray], identity: dic
         arrays = {**arrays, _IDENTITY: np.frombuffer(text.encode("ascii"), np.uint8)}
     try:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # NumPy's stub takes allow_pickle for one of the arrays
     except OSError as error:
         reason = error.strerror or error
         raise OutputError(f"{path}: can't be written ({reason}); free some space or set output.folder") from error

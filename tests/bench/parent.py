@@ -16,6 +16,7 @@ def run(recipe: str, out: str, *options: str) -> int:
     """Exit code of the command, whose recipe is a JSON file."""
     data = json.loads(Path(recipe).read_text())
     command = bench.run_command
+    # The ignores below: these replace functions of a module on purpose, with looser signatures.
     command.open_recipe = lambda path, overrides: loaded(data)  # type: ignore[assignment]
     command.refuse_unsupported = lambda loaded: None  # type: ignore[assignment]
     command.stage_plans = lambda loaded: [stage(**s) for s in data["stages"]]  # type: ignore[assignment]

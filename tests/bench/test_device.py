@@ -39,7 +39,7 @@ def mindspore(monkeypatch):
     for name, value in names.items():
         setattr(fake, name, value)
     ops = ModuleType("core.ops")
-    ops.configure = note("configure")  # type: ignore[attr-defined]
+    ops.configure = note("configure")  # type: ignore[attr-defined]  # a module made for the test
     monkeypatch.setitem(sys.modules, "mindspore", fake)
     monkeypatch.setitem(sys.modules, "core.ops", ops)
     monkeypatch.setattr(core, "ops", ops, raising=False)
