@@ -62,6 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     _recipe(run)
     run.add_argument("--repeats", type=_positive, metavar="N", help="process runs, each in a fresh process (recipe: 1)")
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: a new one below runs/)")
+    run.add_argument(
+        "--resume", action="store_true", help="go on with the recipe's interrupted run, in its folder (kind train)"
+    )
     run.add_argument("-v", "--verbose", action="store_true", help="show the log even when not on a terminal")
     run.add_argument("--require-steady", action="store_true", help="exit 5 unless the step times are proven steady")
 
@@ -136,7 +139,8 @@ def _run(args: argparse.Namespace) -> int:
     command = ("cogbench", "run", str(args.recipe), *(part for s in args.set for part in ("--set", s)))
     options = {"--repeats": args.repeats, "--out": args.out}
     command += tuple(part for name, value in options.items() if value is not None for part in (name, str(value)))
-    command += ("--require-steady",) if args.require_steady else ()
+    flags = {"--require-steady": args.require_steady, "--resume": args.resume}
+    command += tuple(name for name, given in flags.items() if given)
     code, data, text = run_command(args, command)
     print_json(data) if args.json else print(text)
     return code

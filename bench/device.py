@@ -10,7 +10,7 @@ from core.errors import UserError
 def start_mindspore(runtime: Any, seed: int) -> dict[str, Any]:
     """Sets device, determinism, memory limit and seed, configures ``core.ops``; returns the facts for the record.
 
-    ``runtime`` is the recipe's section (device, mode, jit_level, deterministic, max_device_memory).
+    ``runtime`` is the recipe's section (device, mode, jit_level, kernels, deterministic, max_device_memory).
     Called once, before anything is built. UserError when the device is not there.
     """
     import mindspore as ms  # noqa: PLC0415 - seconds to import: only in the child, only when a task needs it
@@ -33,11 +33,12 @@ def start_mindspore(runtime: Any, seed: int) -> dict[str, Any]:
     ms.set_seed(seed)
     # On CPU the first synchronize() logs an error about the device; as if it had been logged already, it does not.
     getattr(getattr(ms.runtime, "stream", None), "function_stream_status", {})["synchronize"] = True
-    ops.configure(device=device, mode=runtime.mode, jit_level=runtime.jit_level)
+    ops.configure(device=device, mode=runtime.mode, jit_level=runtime.jit_level, kernels=runtime.kernels)
     return {
         "device": device,
         "mode": runtime.mode,
         "jit_level": runtime.jit_level,
         "deterministic": runtime.deterministic,
         "mindspore": ms.__version__,
+        "kernels": ops.chosen_kernels(),
     }

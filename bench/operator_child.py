@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,8 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "gelu_tanh": [(TOKENS, 4 * WIDTH)],
     "silu": [(TOKENS, 4 * WIDTH)],
     "attention": [_HEAD, _HEAD, _HEAD],
+    "adaptive_norm": [(1, *_X), (WIDTH,), (WIDTH,), (1, 1, WIDTH), (1, 1, WIDTH)],
+    "repeat_nearest": [_MAP],
     "rotate": [_HEAD, _HEAD[2:], _HEAD[2:]],
     "conv3d_3x3x3": [_MAP, (CHANNELS, CHANNELS, 3, 3, 3), (CHANNELS,)],
     "conv3d_1x1x1": [_MAP, (CHANNELS, CHANNELS, 1, 1, 1), (CHANNELS,)],
@@ -40,14 +42,22 @@ def arrays(case: str) -> list[np.ndarray]:
     return [(rng.standard_normal(shape) * 0.1).astype(np.float32) for shape in SHAPES[case]]
 
 
-def _ours() -> dict[str, Callable]:
+def _ours(kernels: Literal["auto", "operators"] = "auto") -> dict[str, Callable]:
     from core import ops
+
+    ops.configure(mode="graph", kernels=kernels)
 
     def attention(q, k, v):
         return ops.attention(q, k, v, scale=0.125)
 
     def layer_norm(x, w, b):
         return ops.layer_norm(x, w, b, 1e-5)
+
+    def adaptive_norm(x, w, b, scale, shift):
+        return ops.adaptive_norm(x, w, b, scale, shift, 1e-5)
+
+    def repeat_nearest(x):
+        return ops.repeat_nearest(x, 2, 2)
 
     def rms_norm(x, w):
         return ops.rms_norm(x, w, 1e-6)
@@ -69,6 +79,8 @@ def _ours() -> dict[str, Callable]:
         ops.gelu_tanh,
         ops.silu,
         attention,
+        adaptive_norm,
+        repeat_nearest,
         ops.rotate,
         conv_wide,
         conv_point,
@@ -83,6 +95,15 @@ def _naive() -> dict[str, Callable]:
 
     def layer_norm(x, w, b):
         return norm(x, w, b)[0]
+
+    def adaptive_norm(x, w, b, scale, shift):
+        return norm(x, w, b)[0] * (1.0 + scale) + shift
+
+    def repeat_nearest(x):
+        batch, channels, frames, height, width = x.shape
+        x = x.reshape(batch * channels * frames, 1, height, 1, width, 1)
+        x = ops.broadcast_to(x, (batch * channels * frames, 2, height, 2, width, 2))
+        return x.reshape(batch, channels, 2 * frames, 2 * height, 2 * width)
 
     def rms_norm(x, w):
         return x * mint.rsqrt((x * x).mean(-1, keep_dims=True) + 1e-6) * w
@@ -117,6 +138,8 @@ def _naive() -> dict[str, Callable]:
         gelu,
         functional.silu,
         attention,
+        adaptive_norm,
+        repeat_nearest,
         rotate,
         conv_wide,
         conv_point,
@@ -139,6 +162,8 @@ def _torch() -> dict[str, Callable]:
         lambda x: F.gelu(x, approximate="tanh"),
         F.silu,
         F.scaled_dot_product_attention,
+        lambda x, w, b, scale, shift: F.layer_norm(x, w.shape, w, b, 1e-5) * (1.0 + scale) + shift,
+        lambda x: F.interpolate(x, scale_factor=2, mode="nearest"),
         rotate,
         lambda x, w, b: F.conv3d(x, w, b, padding=(0, 1, 1)),
         F.conv3d,
@@ -181,7 +206,8 @@ def _torch_call(function: Callable, case: str, backward: bool) -> Callable[[], o
 
 def main(implementation: str) -> None:
     """Serves requests from standard input until it closes."""
-    functions = {"ours": _ours, "mindspore": _naive, "torch": _torch}[implementation.removesuffix("-avx2")]()
+    sides = {"ours": _ours, "ours-operators": lambda: _ours("operators"), "mindspore": _naive, "torch": _torch}
+    functions = sides[implementation.removesuffix("-avx2")]()
     prepare = _torch_call if implementation == "torch" else _mindspore_call
     calls: dict[tuple[str, str], Callable] = {}
     print(json.dumps({"ready": implementation}), flush=True)

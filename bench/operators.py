@@ -22,10 +22,12 @@ from bench.operator_child import SHAPES
 from core.errors import UserError
 from core.files import atomic_path
 
-IMPLEMENTATIONS = ("ours", "ours-avx2", "mindspore", "mindspore-avx2", "torch")
+# ours-operators: without the compiled kernels; -avx2: oneDNN limited to AVX2.
+IMPLEMENTATIONS = ("ours", "ours-operators", "ours-avx2", "mindspore", "mindspore-avx2", "torch")
 PATIENCE = 120.0  # seconds that a process may take for one answer
 DIRECTIONS = ("forward", "forward+backward")
 BEGIN, END = "<!-- operators: begin -->", "<!-- operators: end -->"
+COMPARED = ("gelu_tanh", "silu")  # the first must not cost more than the second
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -117,15 +119,27 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [f"{times[case, direction, name]:.2f}" for name in names]
         cells += [f"{times[case, direction, name] / times[case, direction, 'ours']:.1f}x" for name in ratios]
         lines.append(f"| {case} | {direction} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines) + _compared(times, names)
 
 
-def write_between_markers(document: Path, text: str) -> None:
-    """Replaces what stands between the two marker lines of ``document``."""
+def _compared(times: dict[tuple[str, str, str], float], names: list[str]) -> str:
+    """One sentence: what a GELU costs in units of a SiLU, as each implementation has them."""
+    first, second = COMPARED
+    parts = []
+    for name in names:
+        pairs = [(times.get((first, d, name)), times.get((second, d, name))) for d in DIRECTIONS]
+        ratios = [f"{a / b:.2f}" for a, b in pairs if a and b]
+        parts += [f"{name} {' and '.join(ratios)}"] if ratios else []
+    return f"\n\n`{first}` over `{second}`, forward and forward+backward: {'; '.join(parts)}." if parts else ""
+
+
+def write_between_markers(document: Path, text: str, name: str = "operators") -> None:
+    """Replaces what stands between the two marker lines ``name: begin`` and ``name: end`` of ``document``."""
+    begin, end = BEGIN.replace("operators", name), END.replace("operators", name)
     old = document.read_text(encoding="utf-8")
-    if old.count(BEGIN) != 1 or old.count(END) != 1:
-        raise UserError(f"{document}: need one line {BEGIN!r} and one line {END!r} around the table; add them")
-    new = old[: old.index(BEGIN) + len(BEGIN)] + "\n" + text + "\n" + old[old.index(END) :]
+    if old.count(begin) != 1 or old.count(end) != 1:
+        raise UserError(f"{document}: need one line {begin!r} and one line {end!r} around the table; add them")
+    new = old[: old.index(begin) + len(begin)] + "\n" + text + "\n" + old[old.index(end) :]
     with atomic_path(document) as temporary:
         Path(temporary).write_text(new, encoding="utf-8")
 

@@ -15,6 +15,7 @@ from bench.recipe_access import open_recipe, refuse_unsupported, stage_plans
 from bench.record import Record
 from bench.render import brief, problems, results_table
 from bench.report_hook import build_report
+from bench.resume import archive_attempt, find_interrupted, with_resume
 from bench.runner import Job, claim_run_dir, exit_code_of, new_run_dir, refuse_simulation, run_job
 from core.errors import UserError
 
@@ -39,6 +40,8 @@ def run_command(
     refuse_unsupported(loaded)
     stages = stage_plans(loaded) if loaded.data["kind"] == "pipeline" else None
     repeats = args.repeats or int((loaded.data.get("runtime") or {}).get("repeats") or 1)
+    if args.resume and repeats > 1:
+        raise UserError(f"--resume: got {repeats} repeats, need 1: each has a run of its own")
     if repeats > 1:
         _refuse_shared_outputs(repeats, [loaded.data, *(stage.data for stage in stages or [])])
     what = f"pipeline of {len(stages)} stages" if stages is not None else loaded.data["kind"]
@@ -63,15 +66,23 @@ def _refuse_shared_outputs(repeats: int, recipes: list[dict[str, Any]]) -> None:
 def _job(
     loaded: Any, args: argparse.Namespace, command: tuple[str, ...], *, repeat: int, of: int, task_module: str | None
 ) -> Job:
-    name = loaded.data["name"]
-    if args.out is None:
+    name, data = loaded.data["name"], loaded.data
+    interrupted = None
+    if args.resume:
+        data = with_resume(data)
+        interrupted = find_interrupted(name, loaded.digest, args.out)
+    if interrupted is not None:
+        run_dir = interrupted
+        attempts = archive_attempt(run_dir)
+        _say(f"resume: attempt {attempts + 1}")
+    elif args.out is None:
         run_dir = new_run_dir(name, loaded.digest, repeat)
     else:
         run_dir = claim_run_dir(args.out / f"{repeat:02d}" if of > 1 else args.out)
     return Job(
         kind=loaded.data["kind"],
         name=name,
-        data=loaded.data,
+        data=data,
         digest=loaded.digest,
         run_dir=run_dir,
         command=command,

@@ -114,6 +114,7 @@ def _run_child(job: Job, env: dict[str, str], terminal: int | None) -> Ended:
     description = {
         "kind": job.kind,
         "recipe": job.data,
+        "recipe_digest": job.digest,
         "out": str(job.out),
         "seed": _seed(job),
         "parent_pid": os.getpid(),

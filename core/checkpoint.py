@@ -207,7 +207,7 @@ def write_checkpoint(
     )
     for file, group in zip(names, groups, strict=True):
         with atomic_path(folder / file) as temporary:
-            save_file({n: np.ascontiguousarray(read(n)).astype(stored) for n in group}, temporary, {"format": "pt"})
+            save_file({n: np.asarray(read(n), stored, order="C") for n in group}, temporary, {"format": "pt"})
     written = [folder / n for n in names]
     if count > 1:
         mapping = {n: file for file, group in zip(names, groups, strict=True) for n in group}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import mindspore as ms
@@ -28,6 +29,14 @@ def initial_array(name: str, spec: ParamSpec, seed: int) -> np.ndarray:
     return rng.uniform(-bound, bound, spec.shape).astype(np.float32)
 
 
+class Handed(dict[str, ms.Tensor]):
+    """What ``Model.block`` hands out, and which of it is not trained."""
+
+    def __init__(self, tensors: Mapping[str, ms.Tensor], frozen: frozenset[str]):
+        super().__init__(tensors)
+        self.frozen = frozen
+
+
 class Model(nn.Cell):
     """Parameters named exactly as in the published checkpoint, and access to them by block.
 
@@ -43,6 +52,9 @@ class Model(nn.Cell):
         self.param_dtype = dtype
         self.compute_dtype = compute_dtype or ops.runnable_dtype(dtype)
         self.source_types: dict[str, int] = {}  # stored type -> tensors, of the checkpoint that was loaded
+        self.adapter: Any = None  # what core.lora keeps here while a LoRA is attached
+        self.hand_out: dict[str, Callable] = {}  # name -> function of the parameter, applied where block hands it out
+        self._hidden: set[str] = set()
         self._blocks: dict[tuple, dict[str, ms.Parameter]] = {}
         for name, spec in table.items():
             tensor = ms.Tensor(shape=spec.shape, dtype=dtype, init=_Empty())
@@ -71,7 +83,21 @@ class Model(nn.Cell):
         assert tuple(parameter.shape) == tuple(value.shape), (name, parameter.shape, value.shape)
         parameter.set_data(ms.Tensor(value).astype(self.param_dtype))
 
-    def block(self, *prefixes: str, keep_prefix: bool = False) -> dict[str, ms.Tensor]:
+    def add(self, parameter: ms.Parameter, *, handed_out: bool = True) -> None:
+        """Adds a parameter from outside (not in ``table``, any type); ``handed_out``: ``block`` returns it."""
+        self.insert_param_to_cell(parameter.name, parameter, check_name_contain_dot=False)
+        if not handed_out:
+            self._hidden.add(parameter.name)
+        self._blocks.clear()
+
+    def withdraw(self, name: str) -> None:
+        """Takes a parameter that was added away again, with its rule in ``hand_out``."""
+        del self._params[name]
+        self.hand_out.pop(name, None)
+        self._hidden.discard(name)
+        self._blocks.clear()
+
+    def block(self, *prefixes: str, keep_prefix: bool = False) -> Handed:
         """Tensors whose names begin with one of ``prefixes`` and a dot, keyed by the rest of the name (or the whole).
 
         They are *views* of the parameters: gradients flow to the parameters, and a compiled function
@@ -83,14 +109,19 @@ class Model(nn.Cell):
                 name if keep_prefix else name[len(prefix) + 1 :]: parameter
                 for prefix in prefixes
                 for name, parameter in self._params.items()
-                if name.startswith(prefix + ".")
+                if name.startswith(prefix + ".") and name not in self._hidden
             }
-        return {name: self._handed_out(parameter) for name, parameter in self._blocks[key].items()}
+        held = self._blocks[key]
+        # What a rule made may depend on trained parameters.
+        frozen = frozenset(n for n, q in held.items() if not q.requires_grad and q.name not in self.hand_out)
+        return Handed({name: self._handed_out(parameter) for name, parameter in held.items()}, frozen)
 
     def _handed_out(self, parameter: ms.Parameter) -> ms.Tensor:
-        if self.compute_dtype == self.param_dtype:
+        rule = self.hand_out.get(parameter.name)
+        value = parameter if rule is None else rule(parameter)
+        if value is parameter and value.dtype == self.compute_dtype:
             return parameter.view(parameter.shape)
-        return parameter.astype(self.compute_dtype)
+        return value.astype(self.compute_dtype)
 
 
 class _Empty(Initializer):

@@ -1,4 +1,6 @@
-"""The seam between CPU and Ascend: every operator whose implementation depends on the device, and the compiler.
+"""The seam between CPU and Ascend: every operator whose implementation depends on the device.
+
+The compiler of pure functions (``compiled``, ``recomputed``) is in ``core.compiling`` and handed on from here.
 
 Callers have no branch: same signature, same layout on both sides (``core.ops_cpu``, ``core.ops_ascend``; chosen once
 by ``configure``). Shapes are for one call, letters:
@@ -8,38 +10,52 @@ Functions here are pure and may be called inside a compiled function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import mindspore as ms
-from mindspore import nn
 from mindspore import ops as _ops
 
-from core import ops_ascend, ops_cpu
+from core import native, ops_ascend, ops_cpu, ops_cpu_compiled
+from core.compiling import Mode, compiled, recomputed, recomputed_keeping, value_and_gradients
+from core.compiling import runtime as _runtime
 
-Mode = Literal["pynative", "graph"]
+__all__ = [
+    "Mode", "adaptive_norm", "attention", "attention_again", "attention_keeping", "chosen_kernels", "compiled",
+    "compute_dtype", "configure", "conv2d", "conv3d", "dense", "embedding", "gelu_tanh", "group_norm", "layer_norm",
+    "linear", "mean_of_frame_pairs", "pad_right_bottom", "recomputed", "recomputed_keeping", "repeat_nearest",
+    "rms_norm", "rotate", "runnable_dtype", "silu", "value_and_gradients",
+]  # fmt: skip
+
+Kernels = Literal["auto", "operators"]
 
 
-@dataclass
-class _Runtime:
-    device: str = "CPU"
-    mode: Mode = "pynative"
-    jit_level: str = "O0"
-
-
-_runtime = _Runtime()
 _device = ops_cpu
 
 
-def configure(*, device: str = "CPU", mode: Mode = "pynative", jit_level: str = "O0") -> None:
+def configure(
+    *, device: str = "CPU", mode: Mode = "pynative", jit_level: str = "O0", kernels: Kernels = "auto"
+) -> None:
     """Chooses the device and how compiled functions run; called once by a program before it builds a model.
 
-    Functions compiled before keep the device they were compiled for.
+    ``kernels`` is for the CPU: ``auto`` compiles ``kernels.cpp`` at first use where a C++ compiler is found,
+    ``operators`` composes everything from MindSpore's operators (other rounding: ``chosen_kernels`` is for the record).
+    Functions compiled before keep the device and the kernels they were compiled for.
     """
     global _device  # noqa: PLW0603  (the graph compiler resolves module globals, not attributes of our objects)
     _runtime.device, _runtime.mode, _runtime.jit_level = device, mode, jit_level
-    _device = ops_ascend if device == "Ascend" else ops_cpu
+    if device == "Ascend":
+        _device, _runtime.kernels = ops_ascend, "ascend"
+        return
+    library = native.library() if kernels == "auto" else native.Library(path=None, about="operators: as configured")
+    _runtime.kernels = library.about
+    _device = ops_cpu if library.path is None else ops_cpu_compiled
+    if library.path is not None:
+        ops_cpu_compiled.use(library.path)
+
+
+def chosen_kernels() -> str:
+    """Which kernels compute GELU, LayerNorm and rotation, in one line for the record: results differ in their bits."""
+    return _runtime.kernels
 
 
 def compute_dtype(requested: str) -> tuple:
@@ -61,113 +77,28 @@ def runnable_dtype(stored: ms.Type) -> ms.Type:
     return ms.float32 if _runtime.device == "CPU" and stored == ms.bfloat16 else stored
 
 
-def compiled(fn: Callable) -> Callable:
-    """Wraps a pure ``fn(p, *tensors, **static)`` so that, in graph mode, it is compiled once per signature.
-
-    ``p`` is a dict of tensors (``Model.block``); MindSpore treats a dict argument as a constant, silently losing
-    its gradient, so the dict is flattened here and rebuilt inside the graph. ``static`` keyword arguments must be
-    hashable Python values. Returned value: whatever ``fn`` returns (a tensor or a tuple of tensors).
-    """
-    return _per_signature(fn, _flat_compiled)
-
-
-def recomputed(fn: Callable) -> Callable:
-    """``compiled(fn)`` whose backward pass runs ``fn`` again: between the passes only its inputs are kept.
-
-    Same call, same values, same gradients; costs one more forward pass (activation checkpointing, arXiv 1604.06174).
-    """
-    return _per_signature(fn, _Recomputed)
-
-
-def _per_signature(fn: Callable, build: Callable) -> Callable:
-    cache: dict = {}
-
-    def call(p: dict, *tensors, **static):
-        if _runtime.mode == "pynative" and build is _flat_compiled:
-            return fn(p, *tensors, **static)
-        absent = tuple(t is None for t in tensors)
-        key = (tuple(p), absent, tuple(sorted(static.items())), _runtime.mode, _runtime.jit_level)
-        if key not in cache:
-            cache[key] = build(_flat(fn, tuple(p), absent, static))
-        return cache[key](*[t for t in tensors if t is not None], *p.values())
-
-    return call
-
-
-def _flat(fn: Callable, names: tuple, absent: tuple, static: dict) -> Callable:
-    count = len([a for a in absent if not a])
-
-    def flat(*values):
-        p = {}
-        for i in range(len(names)):
-            p[names[i]] = values[count + i]
-        tensors = []
-        j = 0
-        for a in absent:
-            if a:
-                tensors.append(None)
-            else:
-                tensors.append(values[j])
-                j = j + 1
-        return fn(p, *tensors, **static)
-
-    return flat
-
-
-def _flat_compiled(flat: Callable) -> Callable:
-    return ms.jit(flat, jit_level=_runtime.jit_level)
-
-
-class _Recomputed(nn.Cell):
-    """A custom ``bprop`` keeps inputs and output only; it differentiates the function anew."""
-
-    def __init__(self, flat: Callable):
-        super().__init__()
-        gradient = _ops.GradOperation(get_all=True, sens_param=True)(flat)
-
-        def backward_one(*values):
-            return gradient(*values)
-
-        def backward_pair(*values):
-            # A tuple as an argument would be a constant of the graph: compiled anew, with old numbers, at each call.
-            return gradient(*values[:-2], (values[-2], values[-1]))
-
-        wrap = _flat_compiled if _runtime.mode == "graph" else lambda f: f
-        self._flat, self._one, self._pair = wrap(flat), wrap(backward_one), wrap(backward_pair)
-
-    def construct(self, *values):
-        return self._flat(*values)
-
-    def bprop(self, *values):
-        """``values``: the inputs, the output, the output's gradient (of one tensor or a pair)."""
-        gradient = values[-1]
-        # Detached: in PyNative the inner differentiation would otherwise touch gradients the outer one has collected.
-        inputs = [_ops.stop_gradient(v) for v in values[:-2]]
-        if isinstance(gradient, tuple):
-            return self._pair(*inputs, *gradient)
-        return self._one(*inputs, gradient)
-
-
-def value_and_gradients(fn: Callable, parameters: Sequence) -> Callable[..., Any]:
-    """A function of ``fn``'s arguments that returns ``(fn's scalar, gradients in the parameters' order)``."""
-    return ms.value_and_grad(fn, None, list(parameters))  # type: ignore[arg-type]  # its annotation forgets None
-
-
 def linear(x, weight, bias=None):
     """``x [..., in] @ weight[out, in].T + bias[out] -> [..., out]``."""
     return _device.linear(x, weight, bias)
 
 
 def dense(p, name, x):
-    """Linear layer ``name`` of the block ``p``: ``[..., in] -> [..., out]``."""
-    if name + ".bias" in p:
-        return linear(x, p[name + ".weight"], p[name + ".bias"])
-    return linear(x, p[name + ".weight"])
+    """Linear layer ``name`` of the block ``p`` with its LoRA, if it has one: ``[..., in] -> [..., out]``."""
+    out = linear(x, p[name + ".weight"], p.get(name + ".bias", None))
+    if name + ".lora_A.weight" in p:
+        # alpha / rank is in lora_B as it is handed out (core.lora).
+        out = out + linear(linear(x, p[name + ".lora_A.weight"]), p[name + ".lora_B.weight"])
+    return out
 
 
 def layer_norm(x, weight, bias, eps):
     """LayerNorm over the last dimension in fp32; ``weight``/``bias [D]`` may be None. Shape unchanged."""
     return _device.layer_norm(x, weight, bias, eps)
+
+
+def adaptive_norm(x_BLD, weight, bias, scale_B1D, shift_B1D, eps):
+    """``layer_norm(x) * (1 + scale) + shift`` with a scale and shift for each sample. Shape unchanged."""
+    return _device.adaptive_norm(x_BLD, weight, bias, scale_B1D, shift_B1D, eps)
 
 
 def rms_norm(x, weight, eps):
@@ -214,7 +145,8 @@ def mean_of_frame_pairs(x):
 def repeat_nearest(x, time, space):
     """Nearest-neighbour upsampling ``[B, C, T, H, W] -> [B, C, T * time, H * space, W * space]``.
 
-    Written with ``tile`` on two dimensions at a time: on the CPU 8x faster than one 6-D ``broadcast_to``.
+    The CPU writes it with ``tile`` on two dimensions at a time; ``python -m bench.operators`` has it beside one 6-D
+    ``broadcast_to``.
     """
     return _device.repeat_nearest(x, time, space)
 
@@ -222,6 +154,16 @@ def repeat_nearest(x, time, space):
 def attention(q_BNLK, k_BNLK, v_BNLK, *, scale, bias=None):
     """Softmax attention ``[B, N, L, K] -> [B, N, L, K]``; ``bias`` broadcasts to ``[B, N, L, L]``. Softmax in fp32."""
     return _device.attention(q_BNLK, k_BNLK, v_BNLK, scale, bias)
+
+
+def attention_keeping(q_BNLK, k_BNLK, v_BNLK, *, scale):
+    """``attention`` and what its gradient needs besides q, k, v: ``(output [B, N, L, K], *state)``."""
+    return _device.attention_keeping(q_BNLK, k_BNLK, v_BNLK, scale)
+
+
+def attention_again(q_BNLK, k_BNLK, v_BNLK, kept, *, scale):
+    """The output in ``kept`` (what ``attention_keeping`` returned), with attention's gradient: not computed again."""
+    return _device.attention_again(q_BNLK, k_BNLK, v_BNLK, kept, scale)
 
 
 def embedding(ids, table):
@@ -232,6 +174,6 @@ def embedding(ids, table):
 def rotate(x_BNSK, cos_SK, sin_SK):
     """Rotary embedding of neighbouring pairs: ``(x0, x1) -> (x0 cos - x1 sin, x1 cos + x0 sin)``, in fp32.
 
-    ``x [B, N, S, K]``, tables ``[S, K]`` with each value twice in a row. Shape unchanged.
+    ``x [B, N, S, K]``, tables ``[S, K]`` with each value twice in a row, to which no gradient flows. Shape unchanged.
     """
-    return _device.rotate(x_BNSK, cos_SK, sin_SK)
+    return _device.rotate(x_BNSK, _ops.stop_gradient(cos_SK), _ops.stop_gradient(sin_SK))

@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import mindspore as ms
-from mindspore import mint
+from mindspore import mint, nn
 from mindspore import ops as _ops
 from mindspore.mint.nn import functional
+from mindspore.ops.operations._grad_ops import FlashAttentionScoreGrad
+from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
 _HALF = (ms.float16, ms.bfloat16)
 
@@ -28,6 +30,10 @@ def layer_norm(x, weight, bias, eps):
     h = x.astype(ms.float32)
     weight, bias = _as(weight, ms.float32), _as(bias, ms.float32)
     return functional.layer_norm(h, (x.shape[-1],), weight, bias, eps).astype(x.dtype)
+
+
+def adaptive_norm(x_BLD, weight, bias, scale_B1D, shift_B1D, eps):
+    return layer_norm(x_BLD, weight, bias, eps) * (1.0 + scale_B1D) + shift_B1D
 
 
 def rms_norm(x, weight, eps):
@@ -64,6 +70,40 @@ def attention(q_BNLK, k_BNLK, v_BNLK, scale, bias):
     q, k, v = q_BNLK.astype(dtype), k_BNLK.astype(dtype), v_BNLK.astype(dtype)
     out = _ops.flash_attention_score(q, k, v, q.shape[1], input_layout="BNSD", scalar_value=scale)
     return out.astype(q_BNLK.dtype)
+
+
+def _flash(kind, heads, scale):
+    return kind(heads, scale_value=scale, input_layout="BNSD")
+
+
+def attention_keeping(q_BNLK, k_BNLK, v_BNLK, scale):
+    dtype = q_BNLK.dtype if q_BNLK.dtype in _HALF else ms.bfloat16
+    q, k, v = q_BNLK.astype(dtype), k_BNLK.astype(dtype), v_BNLK.astype(dtype)
+    row_max, row_sum, softmax, out = _flash(FlashAttentionScore, q.shape[1], scale)(q, k, v)
+    return out, row_max, row_sum, softmax
+
+
+class _KnownAttention(nn.Cell):
+    """The fused kernel's backward half, given what its forward half returned."""
+
+    def construct(self, q, k, v, out, row_max, row_sum, softmax, scale):
+        return out * 1.0
+
+    def bprop(self, q, k, v, out, row_max, row_sum, softmax, scale, result, grad):
+        backward = _flash(FlashAttentionScoreGrad, q.shape[1], scale)
+        state = (row_max, row_sum, softmax, out)
+        dq, dk, dv, _ = backward(q, k, v, grad, None, None, None, None, *state)
+        zeros = [_ops.zeros_like(t) for t in (out, row_max, row_sum, softmax)]
+        return dq, dk, dv, *zeros, 0.0
+
+
+_known_attention: Any = _KnownAttention()
+
+
+def attention_again(q_BNLK, k_BNLK, v_BNLK, kept, scale):
+    dtype = kept[0].dtype
+    q, k, v = q_BNLK.astype(dtype), k_BNLK.astype(dtype), v_BNLK.astype(dtype)
+    return _known_attention(q, k, v, *kept, scale).astype(q_BNLK.dtype)
 
 
 def rotate(x_BNSK, cos_SK, sin_SK):

@@ -57,13 +57,40 @@ def _ones(rows, columns):
     return ms.Tensor(np.ones((rows, columns), np.float32))
 
 
+@_ops.constexpr
+def _ones_column(batch, length):
+    return ms.Tensor(np.ones((batch, length, 1), np.float32))
+
+
 def layer_norm(x, weight, bias, eps):
     h = _deviation(x.astype(ms.float32).reshape(-1, x.shape[-1]))
-    weight = _ones(1, x.shape[-1]) if weight is None else weight.reshape(1, -1)
+    weight = _ones(1, x.shape[-1]) if weight is None else weight.astype(ms.float32).reshape(1, -1)
     h = h * _matmul(_inverse_rms(h, eps), weight)
     if bias is not None:
-        h = _ops.bias_add(h, bias)
+        h = _ops.bias_add(h, bias.astype(ms.float32))
     return h.reshape(x.shape).astype(x.dtype)
+
+
+def folded(weight, bias, scale_B1D, shift_B1D):
+    """``norm * weight + bias``, then ``* (1 + scale) + shift``, as one weight and bias a sample: ``[B, D]`` each."""
+    batch, size = scale_B1D.shape[0], scale_B1D.shape[2]
+    scale = scale_B1D.astype(ms.float32).reshape(batch, size) + 1.0
+    shift = shift_B1D.astype(ms.float32).reshape(batch, size)
+    if bias is not None:
+        shift = shift + bias.astype(ms.float32) * scale
+    if weight is not None:
+        scale = weight.astype(ms.float32) * scale
+    return scale, shift
+
+
+def adaptive_norm(x_BLD, weight, bias, scale_B1D, shift_B1D, eps):
+    batch, length, size = x_BLD.shape
+    weight_BD, bias_BD = folded(weight, bias, scale_B1D, shift_B1D)
+    h = _deviation(x_BLD.astype(ms.float32).reshape(-1, size))
+    inverse = _inverse_rms(h, eps).reshape(batch, length, 1)
+    h = h.reshape(x_BLD.shape) * _batch(inverse, weight_BD.reshape(batch, 1, size))
+    h = h + _batch(_ones_column(batch, length), bias_BD.reshape(batch, 1, size))
+    return h.astype(x_BLD.dtype)
 
 
 def rms_norm(x, weight, eps):
@@ -91,6 +118,23 @@ def gelu_tanh(x):
 silu = _ops.silu
 
 
+def _attention_gradient(q, k, v, scale, chunk, out, grad):
+    dqs = []
+    dk = None
+    dv = None
+    for start in range(0, q.shape[1], chunk):
+        q_c = q[:, start : start + chunk] * scale
+        g_c = grad[:, start : start + chunk]
+        inner = _row_sum(g_c * out[:, start : start + chunk], -1)
+        weights = mint.softmax(_batch_nt(q_c, k), -1)
+        dscores = weights * (_batch_nt(g_c, v) - _tile(inner, (1, 1, k.shape[1])))
+        dqs.append(_batch(dscores, k) * scale)
+        dk_c, dv_c = _batch_tn(dscores, q_c), _batch_tn(weights, g_c)
+        dk = dk_c if dk is None else dk + dk_c
+        dv = dv_c if dv is None else dv + dv_c
+    return dqs[0] if len(dqs) == 1 else _ops.concat(dqs, 1), dk, dv
+
+
 class _Attention(nn.Cell):
     """``q [G, L, K]``, ``k``/``v [G, S, K]``, G = B * N; queries in chunks, so that no L x S matrix is ever held.
 
@@ -105,23 +149,27 @@ class _Attention(nn.Cell):
         return outs[0] if len(outs) == 1 else _ops.concat(outs, 1)
 
     def bprop(self, q, k, v, scale, chunk, out, grad):
-        dqs = []
-        dk = None
-        dv = None
-        for start in range(0, q.shape[1], chunk):
-            q_c = q[:, start : start + chunk] * scale
-            g_c = grad[:, start : start + chunk]
-            inner = _row_sum(g_c * out[:, start : start + chunk], -1)
-            weights = mint.softmax(_batch_nt(q_c, k), -1)
-            dscores = weights * (_batch_nt(g_c, v) - _tile(inner, (1, 1, k.shape[1])))
-            dqs.append(_batch(dscores, k) * scale)
-            dk_c, dv_c = _batch_tn(dscores, q_c), _batch_tn(weights, g_c)
-            dk = dk_c if dk is None else dk + dk_c
-            dv = dv_c if dv is None else dv + dv_c
-        return dqs[0] if len(dqs) == 1 else _ops.concat(dqs, 1), dk, dv, 0.0, 0
+        dq, dk, dv = _attention_gradient(q, k, v, scale, chunk, out, grad)
+        return dq, dk, dv, 0.0, 0
+
+
+class _KnownAttention(nn.Cell):
+    """``_Attention`` whose output ``known [G, L, K]`` has been computed before."""
+
+    def construct(self, q, k, v, known, scale, chunk):
+        return known * 1.0
+
+    def bprop(self, q, k, v, known, scale, chunk, out, grad):
+        dq, dk, dv = _attention_gradient(q, k, v, scale, chunk, known, grad)
+        return dq, dk, dv, _ops.zeros_like(known), 0.0, 0
 
 
 _attention: Any = _Attention()
+_known_attention: Any = _KnownAttention()
+
+
+def _chunk(batch, heads, others):
+    return max(16, CHUNK_BYTES // (4 * batch * heads * others))
 
 
 def attention(q_BNLK, k_BNLK, v_BNLK, scale, bias):
@@ -134,11 +182,25 @@ def attention(q_BNLK, k_BNLK, v_BNLK, scale, bias):
     q = q_BNLK.reshape(batch * heads, length, size)
     k = k_BNLK.reshape(batch * heads, others, size)
     v = v_BNLK.reshape(batch * heads, others, size)
-    chunk = max(16, CHUNK_BYTES // (4 * batch * heads * others))
+    chunk = _chunk(batch, heads, others)
     out: Any = (
         _batch(mint.softmax(_batch_nt(q * scale, k), -1), v) if chunk >= length else _attention(q, k, v, scale, chunk)
     )
     return out.reshape(batch, heads, length, size)
+
+
+def attention_keeping(q_BNLK, k_BNLK, v_BNLK, scale):
+    return (attention(q_BNLK, k_BNLK, v_BNLK, scale, None),)
+
+
+def attention_again(q_BNLK, k_BNLK, v_BNLK, kept, scale):
+    batch, heads, length, size = q_BNLK.shape
+    others = k_BNLK.shape[2]
+    q = q_BNLK.reshape(batch * heads, length, size)
+    k = k_BNLK.reshape(batch * heads, others, size)
+    v = v_BNLK.reshape(batch * heads, others, size)
+    known = kept[0].reshape(batch * heads, length, size)
+    return _known_attention(q, k, v, known, scale, _chunk(batch, heads, others)).reshape(q_BNLK.shape)
 
 
 @_ops.constexpr

@@ -2,8 +2,8 @@
 
 With AVX-512, oneDNN 3.10 (inside MindSpore 2.10) claims plain-layout convolutions for ``jit_uni_ncsp``, which repeats
 the search with channels-last activations but the caller's plain weights; no kernel takes that pair, so the scalar
-reference runs (0.5-1 GFLOP/s). Limited to AVX2 it skips that step and reaches its matrix-product convolution, but
-then matrix products halve too. ``unfolded`` is our own: on the *flattened* grid every tap of the kernel is one
+reference runs. Limited to AVX2 it skips that step and reaches its matrix-product convolution, but then matrix products
+are slower too. ``unfolded`` is our own: on the *flattened* grid every tap of the kernel is one
 contiguous shift, so unfolding is a row copy and the rest one matrix product (docs/design/002).
 
 O outputs, C channels, L elements of the flattened input, P flattened output positions, Q taps.
@@ -17,7 +17,7 @@ from typing import Any
 
 from mindspore import ops as _ops
 
-# Larger unfolded inputs are multiplied tap group by tap group: 60 instead of 43 GFLOP/s is not worth 27x memory.
+# Larger unfolded inputs are multiplied tap group by tap group: faster in one piece, but not worth 27x memory.
 CHUNK_BYTES = 64 * 2**20
 
 _matmul = _ops.MatMul()

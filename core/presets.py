@@ -136,6 +136,9 @@ _VAE_TINY = replace(
     sample_height=64,
     sample_width=96,
 )
+# For moving shapes at 64x64: half the VAE's width (and 4 channels or more to a norm's group), more blocks.
+_VAE_WORLD = replace(_VAE_TINY, block_out_channels=(8, 16, 32, 32), norm_num_groups=2, sample_width=64)
+_TRANSFORMER_WORLD = replace(_TRANSFORMER_TINY_1_5, num_layers=6)
 _T5_TINY = replace(_T5_XXL, vocab_size=512, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
 
 _NO_WEIGHTS = "invented size, no published weights"
@@ -212,5 +215,13 @@ PRESETS: dict[str, ModelPreset] = {
         scheduler=_SCHEDULER_5B,
         published=False,
         note=f"1.5 architecture: {_NO_WEIGHTS}",
+    ),
+    "tiny-world": ModelPreset(
+        transformer=_TRANSFORMER_WORLD,
+        vae=_VAE_WORLD,
+        text=_T5_TINY,
+        scheduler=_SCHEDULER_5B,
+        published=False,
+        note=f"1.5 architecture for 64x64 pixels: {_NO_WEIGHTS}",
     ),
 }

@@ -9,13 +9,16 @@ from typing import Any
 # Labels and limits of a run, not what is computed: two runs that differ only here are the same experiment.
 _LABELS = ("name", "description", "extends", "output")
 _LIMITS = ("timeout_s", "repeats")
+# Where a training run begins: a resumed one has the bits of one that was never interrupted.
+_BEGINNING = ("resume",)
 
 
 def _essence(data: dict[str, Any], *, keep_name: bool = False) -> dict[str, Any]:
     dropped = tuple(key for key in _LABELS if not (keep_name and key == "name"))
     kept = {key: value for key, value in data.items() if key not in dropped}
-    if isinstance(kept.get("runtime"), dict):
-        kept["runtime"] = {key: value for key, value in kept["runtime"].items() if key not in _LIMITS}
+    for section, ignored in (("runtime", _LIMITS), ("train", _BEGINNING)):
+        if isinstance(kept.get(section), dict):
+            kept[section] = {key: value for key, value in kept[section].items() if key not in ignored}
     if isinstance(kept.get("stages"), list):
         # A stage's name is referred to by "@name", so it is part of the experiment.
         kept["stages"] = [_essence(stage, keep_name=True) for stage in kept["stages"]]
@@ -25,8 +28,8 @@ def _essence(data: dict[str, Any], *, keep_name: bool = False) -> dict[str, Any]
 def digest(data: dict[str, Any]) -> str:
     """sha256 (hex) of the effective recipe as canonical JSON.
 
-    Without name, description, output folder, timeout and number of repeats; defaults are included, so spelling a
-    default changes nothing. Stage names of a pipeline count.
+    Without name, description, output folder, timeout, number of repeats and ``train.resume``; defaults are included,
+    so spelling a default changes nothing. Stage names of a pipeline count.
     """
     text = json.dumps(_essence(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()

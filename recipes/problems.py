@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.errors import UserError
+
+_OR_NULL = " or null"
 
 
 @dataclass(frozen=True, order=True)
@@ -30,5 +32,8 @@ class RecipeErrors(UserError):  # noqa: N818 - it holds all of them
     """A recipe that can't be used. ``problems`` lists every finding once, by position; the text shows one a line."""
 
     def __init__(self, problems: Iterable[Problem]):
-        self.problems = sorted(set(problems))
+        found = set(problems)
+        # In a pipeline one value may be read by two kinds, of which only one may have null there.
+        same = {replace(problem, message=problem.message + _OR_NULL) for problem in found}
+        self.problems = sorted(found - same)
         super().__init__("\n".join(str(problem) for problem in self.problems))

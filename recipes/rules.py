@@ -5,50 +5,16 @@ A value that is missing or invalid is absent from ``data``; a rule that needs it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 from core.presets import PRESETS
+from recipes.issues import Data, Issue, Rule, get, nearest, present
 from recipes.render import scalar
+from recipes.rules_train import OPTIMIZER_RULES, TRAIN_RULES
+from recipes.rules_world import held_out, vae_frames
 
 FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-
-
-@dataclass(frozen=True)
-class Issue:
-    """A broken rule: the dotted key it is shown at, what was got and what is needed."""
-
-    key: str
-    message: str
-    suggestion: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.message}" + (f"; {self.suggestion}" if self.suggestion else "")
-
-
-Data = dict[str, Any]
-Rule = Callable[[Data], Iterator[Issue]]
-
-
-def get(data: Data, key: str) -> Any:
-    """The value at a dotted key; None if any part of it is absent or null."""
-    value: Any = data
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
-def present(data: Data, section: str, *keys: str) -> bool:
-    """Whether the section and all these keys were read (a null counts as read)."""
-    return isinstance(data.get(section), dict) and all(key in data[section] for key in keys)
-
-
-def nearest(value: int, step: int, offset: int = 1) -> str:
-    """The legal numbers ``step * n + offset`` around ``value``, as words."""
-    low = max(0, (value - offset) // step) * step + offset
-    return f"nearest: {low}" if low >= value else f"nearest: {low} or {low + step}"
 
 
 def broken_rules(kind: str, data: Data) -> list[Issue]:
@@ -59,7 +25,7 @@ def broken_rules(kind: str, data: Data) -> list[Issue]:
 def _needed_folders(data: Data, kind: str) -> tuple[str, ...]:
     if kind == "encode-text":
         return ("text_encoder", "tokenizer")
-    if kind in ("encode-video", "decode-latents"):
+    if kind in ("encode-video", "decode-latents", "train-vae"):
         return ("vae",)
     if kind == "train":
         return ("transformer",)
@@ -85,11 +51,6 @@ def _model_for(kind: str) -> Rule:
     return rule
 
 
-def _patch_size_t(data: Data) -> int | None:
-    preset = PRESETS.get(get(data, "model.preset") or "")
-    return preset.transformer.patch_size_t if preset else None
-
-
 def _generate_frames(data: Data) -> Iterator[Issue]:
     frames = get(data, "video.frames")
     if frames is None or frames % 8 == 1:
@@ -98,25 +59,6 @@ def _generate_frames(data: Data) -> Iterator[Issue]:
     yield Issue(
         "video.frames", f"got {frames}, need 8n+1 frames, which the VAE decodes exactly{advice}", nearest(frames, 8)
     )
-
-
-def _train_frames(data: Data) -> Iterator[Issue]:
-    frames = get(data, "video.frames")
-    if frames is None:
-        return
-    if frames % 4 != 1:
-        need = "4n+1 frames (1 + 4 for each further latent frame; with patch_size_t 2, 8n+5 gives an even number)"
-        yield Issue("video.frames", f"got {frames}, need {need}", nearest(frames, 4))
-        return
-    latents = (frames - 1) // 4 + 1
-    stated = get(data, "video.latent_frames")
-    if stated not in (None, latents):
-        fitting = f"write {latents}, null, or frames: {4 * stated - 3}"
-        yield Issue("video.latent_frames", f"got {stated}, need (frames - 1) / 4 + 1 = {latents}", fitting)
-    if _patch_size_t(data) == 2 and latents % 2 and get(data, "train.odd_latents") == "refuse":
-        message = f"got {frames}: {latents} latent frames, need an even number (frames 8n+5), for patch_size_t is 2"
-        remedy = f"{nearest(frames, 8, 5)}, or set train.odd_latents to pad_first or pad_last"
-        yield Issue("video.frames", message, remedy)
 
 
 def _encode_frames(data: Data) -> Iterator[Issue]:
@@ -128,27 +70,58 @@ def _encode_frames(data: Data) -> Iterator[Issue]:
         yield Issue("video.max_frames", f"got {most}, need 1 or at least {shortest} with frames_rule {rule}")
 
 
+def bucket_rules(data: Data, last: str) -> Iterator[Issue]:
+    """The size of ``video`` is either height, width and ``last`` (its key for frames), or buckets and max_crop."""
+    single = ("height", "width", last)
+    if not present(data, "video", *single, "buckets", "max_crop"):
+        return
+    video = data["video"]
+    given = [key for key in single if video[key] is not None]
+    forms = f"need {', '.join(single)} or buckets and max_crop"
+    if video["buckets"] is None:
+        for key in single:
+            if video[key] is None:
+                yield Issue(f"video.{key}", f"missing, {forms}")
+        if video["max_crop"] is not None:
+            yield Issue("video.max_crop", "got a bound without buckets: one size is cropped as far as it takes")
+        return
+    if given:
+        yield Issue(f"video.{given[0]}", f"got {' and '.join(given)} together with buckets, {forms}")
+    if video["max_crop"] is None:
+        yield Issue("video.max_crop", "missing, need the largest share of a picture that may be cut off, such as 0.2")
+    yield from _bucket_list(data)
+
+
+def _bucket_list(data: Data) -> Iterator[Issue]:
+    rule = get(data, "video.frames_rule") or "4n+1"
+    step, seen = int(rule.removesuffix("n+1")), []
+    for index, bucket in enumerate(data["video"]["buckets"]):
+        size = (bucket["frames"], bucket["height"], bucket["width"])
+        if bucket["frames"] % step != 1:
+            key = f"video.buckets.{index}.frames"
+            yield Issue(key, f"got {bucket['frames']}, need {rule} frames", nearest(bucket["frames"], step))
+        if size in seen:
+            message = f"got {'x'.join(map(str, size))} twice, need different sizes"
+            yield Issue(f"video.buckets.{index}", message, f"remove it: bucket {seen.index(size)} is the same")
+        seen.append(size)
+
+
+def _train_size(data: Data) -> Iterator[Issue]:
+    yield from bucket_rules(data, "frames")
+
+
+def _encode_buckets(data: Data) -> Iterator[Issue]:
+    yield from bucket_rules(data, "max_frames")
+    if get(data, "video.buckets") and get(data, "video.transform") == "center":
+        yield Issue("video.transform", "got center, need crop_resize with buckets: their crop is what is bounded")
+
+
 def _tiling(data: Data) -> Iterator[Issue]:
     for side in ("height", "width"):
         tile, overlap = get(data, f"vae.tiling.tile_{side}"), get(data, f"vae.tiling.overlap_{side}")
         if tile and overlap and 2 * overlap > tile:
             why = "with more, three tiles would meet in a seam"
             yield Issue(f"vae.tiling.overlap_{side}", f"got {overlap}, need at most half of tile_{side} {tile}: {why}")
-
-
-def _optimizer(data: Data) -> Iterator[Issue]:
-    name, betas, eps = (get(data, f"optimizer.{key}") for key in ("name", "betas", "eps"))
-    if name is None:
-        return
-    count, example = (3, "[0.9, 0.95, 0.99]") if name == "came" else (2, "[0.9, 0.95]")
-    if betas is not None and len(betas) != count:
-        message = f"got {scalar(list(betas))}, need {count} numbers with {name}, such as {example}"
-        yield Issue("optimizer.betas", message)
-    pair = isinstance(eps, list | tuple)
-    if eps is not None and pair != (name == "came"):
-        shown = scalar(list(eps)) if isinstance(eps, list | tuple) else scalar(eps)
-        need = "2 numbers with came, such as [1e-30, 1e-16]" if name == "came" else "1 number with adamw, such as 1e-8"
-        yield Issue("optimizer.eps", f"got {shown}, need {need}")
 
 
 def _parallel(data: Data) -> Iterator[Issue]:
@@ -197,9 +170,11 @@ def _saved(data: Data) -> Iterator[Issue]:
 
 
 _RULES: dict[str, tuple[Rule, ...]] = {
+    "make-clips": (held_out,),
     "encode-text": (_model_for("encode-text"), _text_sources),
-    "encode-video": (_model_for("encode-video"), _encode_frames, _tiling),
-    "train": (_model_for("train"), _train_frames, _optimizer, _parallel),
+    "encode-video": (_model_for("encode-video"), _encode_frames, _encode_buckets, _tiling),
+    "train": (_model_for("train"), _train_size, *TRAIN_RULES, _parallel),
+    "train-vae": (_model_for("train-vae"), vae_frames, *OPTIMIZER_RULES),
     "generate": (_model_for("generate"), _prompts, _generate_frames, _timesteps, _saved, _parallel, _tiling),
     "decode-latents": (_model_for("decode-latents"), _tiling),
 }

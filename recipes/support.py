@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recipes.schema import PipelineRecipe, Recipe, TrainRecipe
+from recipes.schema import PipelineRecipe, Recipe
 
 
 def unsupported(recipe: Recipe) -> list[str]:
@@ -20,6 +20,4 @@ def unsupported(recipe: Recipe) -> list[str]:
         lines.append(f"parallel.sequence_parallel: got {parallel.sequence_parallel}, this version supports 1")
     if parallel is not None and parallel.zero_stage > 0:
         lines.append(f"parallel.zero_stage: got {parallel.zero_stage}, this version supports 0")
-    if isinstance(recipe, TrainRecipe) and recipe.optimizer.name != "adamw":
-        lines.append(f"optimizer.name: got {recipe.optimizer.name}, this version supports adamw (two betas, one eps)")
     return lines

@@ -42,8 +42,8 @@ def find(root: Node, keys: Iterable[str | int]) -> tuple[Node, Location]:
 def _child(node: Node, key: str | int) -> Node | None:
     if isinstance(node.value, dict):
         return node.value.get(key)
-    if isinstance(node.value, list) and isinstance(key, int) and key < len(node.value):
-        return node.value[key]
+    if isinstance(node.value, list) and str(key).isdecimal() and int(key) < len(node.value):
+        return node.value[int(key)]
     return None
 
 

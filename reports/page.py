@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from core.files import write_text
+from reports.buckets import bucket_tables
 from reports.collect import Collection, Notice, Run
 from reports.contact import contact_sheet
+from reports.judge import judge_plots, judge_tables
 from reports.media import Picture, find_pictures
 from reports.plots import Plot, make_plots
 from reports.published import published_table
@@ -28,6 +30,7 @@ from reports.tables import (
     stage_table,
     summary_table,
 )
+from reports.training import training_tables
 
 MAX_PICTURES = 24
 MAX_LOGS = 20
@@ -73,7 +76,7 @@ def make_page(collection: Collection, out: Path) -> Page:
     """Computes the tables and writes the pictures of a report to ``out``/report_files."""
     runs = collection.runs
     files = out / "report_files"
-    plots = tuple(make_plots(runs))
+    plots = (*make_plots(runs), *judge_plots(runs))
     for plot in plots:
         write_text(files / f"{plot.name}.svg", plot.standalone)
     pictures, notices, total = find_pictures(runs, MAX_PICTURES)
@@ -106,7 +109,8 @@ def _tables(collection: Collection, notices: Sequence[Notice]) -> tuple[Table, .
     runs = collection.runs
     some = runs[:MAX_DETAILED]
     only = f"Only the first {len(some):,} of {len(runs):,} runs: give fewer folders to see others."
-    detailed = (performance_table(some), stage_table(some), metric_table(some), record_table(some))
+    detailed = (performance_table(some), stage_table(some), *training_tables(some), *bucket_tables(some))
+    detailed = (*detailed, *judge_tables(some), metric_table(some), record_table(some))
     if len(some) < len(runs):
         detailed = tuple(replace(table, note=f"{table.note} {only}".strip()) for table in detailed)
     return (failure_table(runs), notice_table(collection, notices), *detailed)

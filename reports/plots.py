@@ -28,7 +28,7 @@ MAX_BARS = 24
 MAX_POINTS = 2000
 _LOG_FROM = 20  # runs whose steps differ by more than this would be dots on two edges
 _INK, _FAINT = "#010203", "#0a0b0c"
-_SERIES = tuple(f"#1000{n:02x}" for n in range(1, MAX_RUNS + 1))
+SERIES = tuple(f"#1000{n:02x}" for n in range(1, MAX_RUNS + 1))
 _MAX_LABEL = 27
 _COLORS = {
     "light": ("#0969da", "#bc4c00", "#1a7f37", "#bf3989", "#8250df", "#7d5a00"),
@@ -67,24 +67,28 @@ def make_plots(runs: Sequence[Run]) -> list[Plot]:
 
 
 def loss_curve(runs: Sequence[Run]) -> Plot | None:
-    """Loss of every step against its index, for the first six runs that have losses."""
-    having = _having(runs, lambda run: _points(run, "loss") if run.kind.startswith("train") else [])
+    """Loss of every step against its index, for the first six runs that have losses; validation losses dashed."""
+    having = _having(runs, lambda run: _losses(run, evaluated=False) if run.kind.startswith("train") else [])
     if not having:
         return None
-    figure, axes = _figure(2.7)
-    lost = 0
-    for color, (run, points) in zip(_SERIES, having, strict=False):
-        lost += len(run.rows("steps")) - len(points)
+    figure, axes = new_figure(2.7)
+    lost = validated = 0
+    for color, (run, points) in zip(SERIES, having, strict=False):
+        lost += sum("eval" not in (step.get("tags") or ()) for step in run.rows("steps")) - len(points)
         x, y = zip(*_thinned(points), strict=True)
         marker = "o" if len(x) <= 40 else ""
-        axes.plot(x, y, color=color, linewidth=1.4, marker=marker, markersize=3, label=_label(run.label))
+        axes.plot(x, y, color=color, linewidth=1.4, marker=marker, markersize=3, label=short_label(run.label))
+        if checks := _losses(run, evaluated=True):
+            validated += 1
+            axes.plot(*zip(*checks, strict=True), color=color, linestyle="--", marker="s", markersize=3.5)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes, len(having[:MAX_RUNS]))
+    add_legend(axes, len(having[:MAX_RUNS]))
     caption = f"Loss of each step as recorded, not smoothed.{_first(having)}"
+    caption += " Dashed, squares: validation loss, at fixed time steps with fixed noise." if validated else ""
     caption += f" {lost} steps have no finite loss and are not drawn." if lost else ""
-    return _plot("loss", "Training loss", caption, figure)
+    return finished("loss", "Training loss", caption, figure)
 
 
 def step_times(runs: Sequence[Run]) -> Plot | None:
@@ -93,9 +97,9 @@ def step_times(runs: Sequence[Run]) -> Plot | None:
     if not having:
         return None
     shown = [(run, [y for _, y in points]) for run, points in having[:MAX_RUNS]]
-    figure, axes = _figure(0.9 + 0.5 * len(shown))
+    figure, axes = new_figure(0.9 + 0.5 * len(shown))
     left_out = 0
-    for row, (color, (run, seconds)) in enumerate(zip(_SERIES, shown, strict=False)):
+    for row, (color, (run, seconds)) in enumerate(zip(SERIES, shown, strict=False)):
         left_out += len(run.rows("steps")) - len(seconds)
         values = [y for _, y in _thinned(list(enumerate(seconds)))]
         # A golden-ratio sequence spreads points evenly without a random generator, so the file is reproducible.
@@ -109,7 +113,7 @@ def step_times(runs: Sequence[Run]) -> Plot | None:
     axes.set_xlabel("seconds per step" + (", log scale" if wide else ""))
     caption = f"Each dot is a step, the bar is the median.{_first(having)}"
     caption += f" {left_out} tagged or unmeasured steps are left out." if left_out else ""
-    return _plot("step-times", "Step times", caption, figure)
+    return finished("step-times", "Step times", caption, figure)
 
 
 def run_seconds(runs: Sequence[Run]) -> Plot | None:
@@ -134,9 +138,9 @@ def _bars(name: str, title: str, bars: list[tuple[str, float]], total: int) -> P
         return None
     longest = sorted(range(len(bars)), key=lambda i: -bars[i][1])[:MAX_BARS]
     shown = [bars[i] for i in sorted(longest)]
-    figure, axes = _figure(0.75 + 0.27 * len(shown))
+    figure, axes = new_figure(0.75 + 0.27 * len(shown))
     seconds = [value for _, value in shown]
-    axes.barh(range(len(shown)), seconds, height=0.62, color=_SERIES[0])
+    axes.barh(range(len(shown)), seconds, height=0.62, color=SERIES[0])
     for row, value in enumerate(seconds):
         axes.annotate(
             f"{number_text(value)} s", (value, row), (4, 0), textcoords="offset points", va="center", color=_INK
@@ -145,7 +149,7 @@ def _bars(name: str, title: str, bars: list[tuple[str, float]], total: int) -> P
     _names(axes, [label for label, _ in shown])
     axes.set_xlabel("seconds")
     left_out = f" The {len(shown)} longest of {total}." if len(shown) < total else ""
-    return _plot(name, title, f"Wall seconds as recorded.{left_out}", figure)
+    return finished(name, title, f"Wall seconds as recorded.{left_out}", figure)
 
 
 def _having(runs: Sequence[Run], points: Callable[[Run], list]) -> list[tuple[Run, list]]:
@@ -160,6 +164,13 @@ def _points(run: Run, key: str, *, counted: bool = False) -> list[tuple[float, f
         if value is not None and not (counted and EXCLUDED_TAGS & set(step.get("tags") or ())):
             points.append((position if index is None else index, value))
     return points
+
+
+def _losses(run: Run, *, evaluated: bool) -> list[tuple[float, float]]:
+    """(step, loss) of the validations, or of all other steps."""
+    steps = [step for step in run.rows("steps") if ("eval" in (step.get("tags") or ())) == evaluated]
+    pairs = [(finite(step.get("index")), finite(step.get("loss"))) for step in steps]
+    return [(x, y) for x, y in pairs if x is not None and y is not None]
 
 
 def _thinned(points: list[tuple[float, Any]]) -> list[tuple[float, Any]]:
@@ -177,7 +188,8 @@ def _first(having: Sequence) -> str:
     return f" The first {MAX_RUNS} of {len(having)} runs." if len(having) > MAX_RUNS else ""
 
 
-def _label(text: str) -> str:
+def short_label(text: str) -> str:
+    """A run's name, its middle left out where it is long."""
     shown = " ".join(clean(text).split()) or "(no name)"
     if len(shown) > _MAX_LABEL:  # both ends tell names apart, the middle does less
         half = (_MAX_LABEL - 1) // 2
@@ -185,7 +197,8 @@ def _label(text: str) -> str:
     return " " + shown if shown.startswith("_") else shown  # matplotlib hides labels that start with an underscore
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
+def new_figure(height: float) -> tuple[Figure, Axes]:
+    """A figure of our width and ``height`` inches with one pair of axes in our style."""
     figure = Figure(figsize=(4.3, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
@@ -200,20 +213,22 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 
 def _names(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)))
-    for tick in axes.set_yticklabels([_label(name) for name in names]):
+    for tick in axes.set_yticklabels([short_label(name) for name in names]):
         tick.set_parse_math(False)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
 
 
-def _legend(axes: Axes, count: int) -> None:
+def add_legend(axes: Axes, count: int) -> None:
+    """A legend where there is more than one line."""
     if count > 1:
         legend = axes.legend(frameon=False, fontsize=9.5, labelcolor=_INK)
         for text in legend.get_texts():
             text.set_parse_math(False)
 
 
-def _plot(name: str, title: str, caption: str, figure: Figure) -> Plot:
+def finished(name: str, title: str, caption: str, figure: Figure) -> Plot:
+    """The figure as a plot that a page can hold."""
     out = StringIO()
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "axes.unicode_minus": False}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
@@ -236,7 +251,7 @@ def _page_svg(svg: str, name: str, title: str) -> str:
         tag = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\1{prefix}", tag)
         tag = re.sub(r"font-family: [^;\"]*", "font-family: inherit", tag)
         tag = tag.replace(_INK, "currentColor").replace(_FAINT, "var(--faint)")
-        for number, color in enumerate(_SERIES, start=1):
+        for number, color in enumerate(SERIES, start=1):
             tag = tag.replace(color, f"var(--series-{number})")
         return tag
 

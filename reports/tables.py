@@ -50,7 +50,7 @@ def applies(run: Run, dotted: str) -> bool:
         return device(run) != "cpu"
     if dotted == "compile_seconds" or dotted.startswith("summary.step"):
         return run.kind in STEPPED
-    return run.kind not in ("pipeline", "make-clips", "make-model") or not dotted.startswith("summary.")
+    return run.kind not in ("pipeline", "make-clips", "make-model", "judge") or not dotted.startswith("summary.")
 
 
 def device(run: Run) -> str | None:
@@ -93,7 +93,10 @@ def _rank(run: Run) -> str:
 
 
 def command_cell(run: Run) -> Cell:
-    """The command that reproduces the row."""
+    """The command that reproduces the row; a stage's row names its pipeline, whose row has the command."""
+    pipeline, _, stage = run.name.rpartition("/")
+    if pipeline and stage:
+        return text_cell(f"with {pipeline}")
     command = command_text(run.data.get("command"))
     return missing_cell("the record holds no command", applies=False) if command is None else code_cell(command)
 

@@ -13,10 +13,11 @@ import numpy as np
 from bench.context import RunContext, synchronize
 from bench.tasks.models import Models, tiling_of
 from core.data import cache
+from core.data.buckets import Bucket, Size, assign, bucket_table
 from core.data.frames import legal_frames, select_frames
 from core.data.manifest import Row, read_manifest, resolve_video
 from core.data.transforms import INTERPOLATION, fit, to_model
-from core.data.video import VideoReader, choose_backend
+from core.data.video import VideoInfo, VideoReader, choose_backend, probe
 from core.errors import UserError
 
 _CHUNK_FRAMES = 8
@@ -51,6 +52,8 @@ def run(recipe: Any, ctx: RunContext) -> None:
                 ctx.row_failed(row.row, row.video, str(error))
     ctx.note("clips", {"total": len(manifest), "encoded": encoder.encoded, "kept": encoder.kept})
     ctx.note("decoded_by", encoder.backends)
+    if (statistics := encoder.statistics()) is not None:
+        ctx.note("buckets", statistics)
 
 
 class _Encoder:
@@ -61,7 +64,7 @@ class _Encoder:
 
         self._recipe, self._ctx, self._vae = recipe, ctx, vae
         self._tiling = tiling_of(recipe.vae)
-        video = recipe.video.model_dump(exclude={"backend"})
+        video = recipe.video.model_dump(exclude={"backend", "buckets", "max_crop"})
         self._base = {
             "kind": "video",
             "vae": parameter_digest(vae),
@@ -70,7 +73,10 @@ class _Encoder:
             "interpolation": INTERPOLATION,
             **video,
         }
-        self._lengths: set[int] = set()
+        self._buckets = tuple(Bucket(**bucket.model_dump()) for bucket in recipe.video.buckets or ())
+        self._assigned: list[tuple[int, float | None]] = []
+        self._refused: list[dict[str, Any]] = []
+        self._sizes: set[Size] = set()
         self.encoded = self.kept = 0
         self.backends: dict[str, int] = {}
 
@@ -79,55 +85,82 @@ class _Encoder:
         video = self._recipe.video
         source = resolve_video(row, self._recipe.data.video_folder)
         target = cache.cache_path(self._ctx.out, row.video)
-        identity = {**self._base, "source": _sha256(source)}
+        info = probe(source)
+        indices, fps, (count, height, width) = self._fitted(info, row)
+        # A bucket's size is stored as a single size is: the latents are the same.
+        size = {"height": height, "width": width, "max_frames": count} if self._buckets else {}
+        identity = {**self._base, **size, "source": _sha256(source)}
         if target.exists() and not self._recipe.overwrite:
             if conflict := cache.identity_conflict(cache.read_identity(target), identity):
                 raise UserError(f"{target}: made with other settings ({conflict}); set overwrite: true")
             self.kept += 1
             return
         with VideoReader(source, video.backend) as reader:
-            info = reader.info
-            try:
-                indices, fps = select_frames(info.frames, info.fps, frame_stride=video.frame_stride, fps=video.fps)
-                count = legal_frames(len(indices), video.max_frames, video.frames_rule)
-            except UserError as error:
-                detail = f"{info.frames} frames at {info.fps:g} fps, frame_stride {video.frame_stride}"
-                raise UserError(f"{source} ({detail}): {error}") from error
             begin = time.perf_counter()
-            mean, std = self._moments(reader, indices[:count])
+            mean, std = self._moments(reader, indices[:count], (height, width))
             synchronize()
             seconds = time.perf_counter() - begin
             self.backends[reader.backend] = self.backends.get(reader.backend, 0) + 1
-        tags = () if count in self._lengths else ("compile",)
-        self._lengths.add(count)
+        tags = () if (count, height, width) in self._sizes else ("compile",)
+        self._sizes.add((count, height, width))
         self._ctx.step(index, seconds, samples=1, frames=count, tags=tags, extra={"video": row.video})
-        size = (info.height, info.width)
         cache.write_video_cache(
-            target, cache.VideoCache(latent_mean=mean, latent_std=std, fps=fps, ori_size=size, identity=identity)
+            target,
+            cache.VideoCache(
+                latent_mean=mean, latent_std=std, fps=fps, ori_size=(info.height, info.width), identity=identity
+            ),
         )
         self._ctx.artifact("latents", target, frames=count)
         self.encoded += 1
 
-    def _moments(self, reader: VideoReader, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _fitted(self, info: VideoInfo, row: Row) -> tuple[np.ndarray, float, Size]:
+        """Frame numbers, their rate, and frames, height and width to encode; UserError if the clip can't give them."""
+        video = self._recipe.video
+        try:
+            indices, fps = select_frames(info.frames, info.fps, frame_stride=video.frame_stride, fps=video.fps)
+            if not self._buckets:
+                count = legal_frames(len(indices), video.max_frames, video.frames_rule)
+                return indices, fps, (count, video.height, video.width)
+            found = assign((len(indices), info.height, info.width), self._buckets, max_crop=video.max_crop)
+            if found.bucket is None:
+                self._refused.append({"row": row.row, "video": row.video, "reason": found.reason})
+                raise UserError(f"no bucket fits: {found.reason}")
+        except UserError as error:
+            detail = f"{info.frames} frames at {info.fps:g} fps, frame_stride {video.frame_stride}"
+            raise UserError(f"{info.path} ({detail}): {error}") from error
+        self._assigned.append((found.bucket, found.crop))
+        return indices, fps, self._buckets[found.bucket].size
+
+    def statistics(self) -> dict[str, Any] | None:
+        """JSON facts for the note "buckets": clips and cropped share of each, refused rows; None without buckets."""
+        if not self._buckets:
+            return None
+        rows = bucket_table(self._buckets, self._assigned)
+        for row in rows:  # they say how to train, not how to encode
+            del row["batch_size"], row["keep_probability"]
+        return {"clips": len(self._assigned), "buckets": rows, "refused": self._refused}
+
+    def _moments(
+        self, reader: VideoReader, indices: np.ndarray, size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Mean and std float32 ``[t, C, h, w]`` of the frames at ``indices``."""
         import mindspore as ms  # noqa: PLC0415
 
         if self._tiling is None:
             # Only one chunk of pixels is alive; with tiles that order would keep the caches of all tiles alive.
-            pieces = (ms.Tensor(chunk[None]) for chunk in self._pixels(reader, indices))
+            pieces = (ms.Tensor(chunk[None]) for chunk in self._pixels(reader, indices, size))
             parts = list(self._vae.encode_chunks(pieces, len(indices)))
         else:
-            whole = np.concatenate(list(self._pixels(reader, indices)), axis=1)
+            whole = np.concatenate(list(self._pixels(reader, indices, size)), axis=1)
             parts = [self._vae.encode(ms.Tensor(whole[None]), self._tiling)]
         moments = [[part[which].astype(ms.float32).asnumpy()[0] for part in parts] for which in (0, 1)]
         mean, std = (np.concatenate(chunks, axis=1).transpose(1, 0, 2, 3) for chunks in moments)
         return np.ascontiguousarray(mean), np.ascontiguousarray(std)
 
-    def _pixels(self, reader: VideoReader, indices: np.ndarray) -> Iterator[np.ndarray]:
+    def _pixels(self, reader: VideoReader, indices: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
         """float32 ``[3, <= 8, H, W]`` in [-1, 1], cropped and resized."""
-        video = self._recipe.video
         for frames in reader.chunks(indices, _CHUNK_FRAMES):
-            yield to_model(fit(frames, video.height, video.width, video.transform))
+            yield to_model(fit(frames, *size, self._recipe.video.transform))
 
 
 def _sha256(path: Path) -> str:

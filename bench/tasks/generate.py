@@ -12,6 +12,7 @@ import numpy as np
 from bench.context import RunContext, synchronize
 from bench.tasks.inputs import batched, read_prompts, slug
 from bench.tasks.models import Models, tiling_of
+from core.data import shapes
 from core.errors import UserError
 from core.files import atomic_path
 
@@ -42,8 +43,12 @@ def run(recipe: Any, ctx: RunContext) -> None:
     if recipe.save.decode:
         with ctx.stage("load_vae"):
             vae = models.vae(recipe.vae.dtype)
+        rows = []
         for item in ctx.progress(made, "decode", total=len(made)):
-            write_video(ctx, vae, recipe, item.latents, item.stem, item.prompt, recipe.video.fps)
+            path = write_video(ctx, vae, recipe, item.latents, item.stem, item.prompt, recipe.video.fps)
+            rows.append((path.name, item.prompt))
+        # Last, so that it never names a video that isn't there; the layout of make-clips, for the judge.
+        ctx.artifact("table", shapes.write_csv(ctx.out, rows), rows=len(rows))
 
 
 def _encode(recipe: Any, ctx: RunContext, models: Models) -> _Text:

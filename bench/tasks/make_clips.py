@@ -12,12 +12,15 @@ from core.data.video_writer import save_video
 def run(recipe: Any, ctx: RunContext) -> None:
     """Writes ``video_folder/part01/vid001.mp4, ...`` and then ``video_caption.csv`` to ``ctx.out``."""
     wanted = recipe.clips
+    choice = {
+        "shapes": wanted.shapes, "colors": wanted.colors, "motions": wanted.motions,
+        "hold_out": wanted.hold_out, "hold_out_seed": wanted.hold_out_seed, "part": wanted.part,
+    }  # fmt: skip
+    ctx.note("combinations", [" ".join(names) for names in shapes.combinations(**choice)])
     rows = []
     with ctx.stage("make_clips", items=wanted.count, frames=wanted.count * wanted.frames):
         for index in ctx.progress(range(wanted.count), "clips", total=wanted.count):
-            clip = shapes.draw_clip(
-                recipe.seed, index, shapes=wanted.shapes, colors=wanted.colors, motions=wanted.motions
-            )
+            clip = shapes.draw_clip(recipe.seed, index, **choice)
             frames = shapes.render_clip(clip, frames=wanted.frames, height=wanted.height, width=wanted.width)
             name = shapes.video_name(index)
             codec = save_video(ctx.out / name, frames, fps=wanted.fps)

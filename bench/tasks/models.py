@@ -35,6 +35,10 @@ class Models:
         names = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
         return find_folders(self._model.path, **{name: getattr(self._model, name) for name in names})
 
+    def has(self, name: str) -> bool:
+        """Whether a folder of component ``name`` is there (a preset has none)."""
+        return self._preset is None and getattr(self._folders(), name) is not None
+
     def _note(self, name: str, model: Any) -> Any:
         count = sum(spec.size for spec in model.table.values())
         origin = f"preset {self._model.preset}, seed {self._model.init_seed}" if self._preset else model.source_types
@@ -42,7 +46,10 @@ class Models:
         return model
 
     def transformer(self, dtype: str | None = None) -> Any:
-        """The transformer, parameters in ``dtype`` (None: the type that is computed in)."""
+        """The transformer, parameters in ``dtype`` (None: the type that is computed in), with ``model.lora`` attached.
+
+        The LoRA is at ``core.lora.attached(transformer)``; it stays a term of its own, so no weight is rounded.
+        """
         from core import weights  # noqa: PLC0415
         from core.transformer.model import CogVideoXTransformer3DModel  # noqa: PLC0415
 
@@ -53,7 +60,22 @@ class Models:
         else:
             model = weights.load_transformer(self._folders().need("transformer"), dtype)
         model.compute_dtype = self.compute_dtype
+        self._attach_lora(model)
         return self._note("transformer", model)
+
+    def _attach_lora(self, transformer: Any) -> None:
+        if self._model.lora is None:
+            return
+        from core.lora import load_lora  # noqa: PLC0415
+
+        lora = load_lora(transformer, self._model.lora, self._model.lora_scale)
+        self._ctx.note(
+            "lora",
+            {
+                "rank": lora.config.rank, "alpha": lora.config.alpha, "alpha_from": lora.alpha_from,
+                "scale": lora.scale, "layers": len(lora.modules), "parameters": sum(q.size for q in lora.parameters),
+            },
+        )  # fmt: skip
 
     def vae(self, dtype: str | None = None) -> Any:
         """The VAE in ``dtype`` as far as the device has kernels for it (None: the type that is computed in)."""

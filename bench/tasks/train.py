@@ -1,4 +1,4 @@
-"""train: SFT on cached latents and embeddings."""
+"""train: full fine-tuning or LoRA, on caches or on videos encoded in the loop; interrupted runs go on exactly."""
 
 from __future__ import annotations
 
@@ -7,123 +7,229 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.context import RunContext, synchronize
+from bench.tasks import train_setup
 from bench.tasks.models import Models
-from core.data.loader import CachedClips, prefetch
-from core.data.manifest import read_manifest
-from core.errors import UserError
+from bench.tasks.train_state import TrainingState, batch_digest, check_same_run, essentials, find_checkpoint
+from core.data.prefetch import prefetch
 from core.optim.lr import learning_rate
+from core.train import checkpoint
 
 
 def run(recipe: Any, ctx: RunContext) -> None:
-    """Trains and writes ``<out>/transformer`` in diffusers layout (and ``checkpoint-N/transformer`` on the way)."""
+    """Trains and writes, in the published layouts:
+
+    ``<out>/transformer`` (or ``<out>/lora``, and with ``train.merge_lora`` the merged ``transformer`` too), with an
+    EMA ``<out>/transformer_ema`` (``lora_ema``), and with ``train.save_every`` checkpoints (``core.train.checkpoint``).
+    With ``train.resume`` it goes on from a checkpoint, with the bits of a run that was never interrupted.
+    FloatingPointError ends a run whose loss, gradients or parameters are not finite.
+    """
+    folder = find_checkpoint(recipe.train.resume, ctx.out)
     models = Models(recipe, ctx)
     with ctx.stage("load"):
-        transformer = models.transformer("fp32")
-    scheduler = models.scheduler(transformer.config, "ddim")
-    clips = _clips(recipe, models, transformer)
-    ctx.note("data", {"clips": len(clips), "latent_frames": _latent_frames(recipe)})
-    step_fn = _train_step(recipe, transformer, scheduler)
-    _loop(recipe, ctx, transformer, clips, step_fn)
+        trainer = _Trainer(recipe, ctx, models)
+    start = trainer.resume(folder) if folder else 0
+    trainer.loop(start)
     with ctx.stage("save"):
-        _save(ctx, transformer, "transformer")
-    from core import weights  # noqa: PLC0415
-
-    ctx.digest_value("parameters", weights.parameter_digest(transformer))
+        trainer.export()
 
 
-def _latent_frames(recipe: Any) -> int:
-    return recipe.video.latent_frames or (recipe.video.frames - 1) // 4 + 1
+class _Trainer:
+    """One run: its parts, and what is counted for the record."""
 
+    def __init__(self, recipe: Any, ctx: RunContext, models: Models):
+        self.recipe, self.ctx = recipe, ctx
+        transformer = models.transformer("fp32" if recipe.train.method == "sft" else None)
+        scheduler = models.scheduler(transformer.config, "ddim")
+        source = train_setup.ClipSource(recipe, models, transformer)
+        self.clips = source.training()
+        self.validation = train_setup.make_validation(recipe, source, transformer, scheduler)
+        lora = train_setup.start_lora(recipe, transformer)
+        self.facts = self._facts(transformer, frozen=lora is not None)
+        self.state = _state(recipe, transformer, scheduler, lora)
+        self.shapes: set[tuple[int, ...]] = set()
+        self.waited = self.worked = 0.0
+        self.skipped = self.validated = 0
+        self._note()
 
-def _clips(recipe: Any, models: Models, transformer: Any) -> CachedClips:
-    config, vae = transformer.config, models.vae_config(transformer.config)
-    clips = CachedClips(
-        read_manifest(recipe.data.csv, video_column=recipe.data.video_column, caption_column=None),
-        recipe.data.text_embed_folder,
-        recipe.data.video_embed_folder,
-        latent_frames=_latent_frames(recipe),
-        scaling_factor=vae.scaling_factor,
-        seed=recipe.seed,
-        samples_per_step=recipe.train.batch_size * recipe.train.gradient_accumulation_steps,
-        text_drop_prob=recipe.train.text_drop_prob,
-        odd_latents=recipe.train.odd_latents,
-        patch_size_t=config.patch_size_t or 1,
-    )
-    _check_sizes(recipe, clips, config, vae)
-    return clips
+    def _facts(self, transformer: Any, *, frozen: bool) -> dict[str, Any]:
+        from core import weights  # noqa: PLC0415 - imports mindspore
 
+        data = self.recipe.data
+        return {
+            "recipe": essentials(self.recipe),
+            "videos": train_setup.manifest_digest(data.csv, data.video_column),
+            "frozen": weights.parameter_digest(transformer) if frozen else None,
+        }
 
-def _check_sizes(recipe: Any, clips: CachedClips, config: Any, vae: Any) -> None:
-    """The caches must be what the recipe says they are, before a step is spent on them."""
-    first = clips.sample(0, 0)
-    ratio = vae.spatial_compression_ratio
-    size = [recipe.video.height // ratio, recipe.video.width // ratio]
-    got, need = list(first["latents"].shape[1:]), [config.in_channels, *size]
-    if got != need:
-        raise UserError(
-            f"data.video_embed_folder: {first['video']} has latents {got} (channels, height, width), need {need} for "
-            f"{recipe.video.height}x{recipe.video.width} pixels; encode the videos at the recipe's size with its VAE"
-        )
-    length, width = first["prompt_embeds"].shape
-    if width != config.text_embed_dim:
-        raise UserError(f"data.text_embed_folder: embeddings are {width} wide, the model needs {config.text_embed_dim}")
-    if recipe.text.max_length not in (None, length):
-        raise UserError(f"text.max_length: got {recipe.text.max_length}, the cache has {length} tokens; encode again")
+    def _note(self) -> None:
+        frames = [bucket.frames for bucket in self.clips.buckets]
+        latents = [(count - 1) // 4 + 1 for count in frames]
+        latents = latents if self.recipe.video.buckets else latents[0]
+        self.ctx.note("data", {"clips": len(self.clips), "latent_frames": latents, "encode": self.recipe.data.encode})
+        self.ctx.note("buckets", self.clips.statistics())
+        parameters = self.state.optimizer.parameters
+        trained = {"tensors": len(parameters), "parameters": sum(int(p.size) for p in parameters)}
+        self.ctx.note("trained", {"method": self.recipe.train.method, **trained})
+        self.ctx.note("optimizer_state_bytes", self.state.optimizer.state_bytes())
 
+    def resume(self, folder: Any) -> int:
+        """Takes over the checkpoint in ``folder``; the step to go on with."""
+        with self.ctx.stage("resume"):
+            state = checkpoint.load(folder)
+            check_same_run(folder, state, self.facts, self.recipe.train.steps)
+            if state.facts["last_batch"] != batch_digest(self.clips, state.step - 1):
+                raise checkpoint.CheckpointError(
+                    f"{folder}: the caches of step {state.step - 1} are not those that were trained on; put them back, "
+                    "or start a new run"
+                )
+            self.state.take_over(folder, state)
+        self.skipped = self.state.loss_scale.skipped if self.state.loss_scale else 0
+        self.ctx.note("resumed", {"checkpoint": str(folder), "step": state.step})
+        return state.step
 
-def _train_step(recipe: Any, transformer: Any, scheduler: Any) -> Any:
-    from core.optim.adamw import AdamW  # noqa: PLC0415 - these import mindspore
-    from core.train.step import TrainStep  # noqa: PLC0415
+    def loop(self, start: int) -> None:
+        """Steps ``start`` to the last, with validations and checkpoints between them."""
+        section, check = self.recipe.train, self.recipe.validation
+        batches = prefetch(self._load(step) for step in range(start, section.steps))
+        for step in self.ctx.progress(range(start, section.steps), "train", total=section.steps - start):
+            self._step(step, batches)
+            last = step == section.steps - 1
+            if check and ((step + 1) % check.every == 0 or last):
+                self._validate(step)
+            if section.save_every and ((step + 1) % section.save_every == 0 or last):
+                with self.ctx.stage("checkpoint"):
+                    self._save(step + 1)
+        share = self.waited / self.worked if self.worked else None
+        self.ctx.metric("data_wait_share", share, "1", None if share is not None else "no step after the compiled ones")
+        self.ctx.note("skipped_steps", self.skipped)
 
-    section = recipe.optimizer
-    transformer.recompute(recipe.train.recompute)
-    optimizer = AdamW(
-        transformer.trainable_params(), betas=section.betas, eps=section.eps, weight_decay=section.weight_decay
-    )
-    return TrainStep(transformer, scheduler, optimizer, max_grad_norm=recipe.train.max_grad_norm, seed=recipe.seed)
+    def _load(self, step: int) -> list[tuple[list[int], Any]]:
+        return [(samples, self.clips.load(step, samples)) for samples in self.clips.micro_batches(step)]
 
-
-def _micro_batches(recipe: Any, clips: CachedClips) -> Iterator[list[Any]]:
-    """The micro-batches of each optimiser step, read ahead by a thread."""
-    from core.train.step import Batch  # noqa: PLC0415
-
-    size, count = recipe.train.batch_size, recipe.train.gradient_accumulation_steps
-
-    def read(step: int) -> list[Batch]:
-        groups = [list(range(part * size, (part + 1) * size)) for part in range(count)]
-        loaded = [(samples, clips.batch(step, samples)) for samples in groups]
-        return [Batch(latents=b["latents"], text=b["prompt_embeds"], samples=s, files=b["video"]) for s, b in loaded]
-
-    return prefetch(read(step) for step in range(recipe.train.steps))
-
-
-def _loop(recipe: Any, ctx: RunContext, transformer: Any, clips: CachedClips, step_fn: Any) -> None:
-    section, schedule = recipe.train, recipe.lr_schedule
-    batches = _micro_batches(recipe, clips)
-    for step in ctx.progress(range(section.steps), "train", total=section.steps):
-        start = time.perf_counter()
-        micro = next(batches)
-        waited = time.perf_counter() - start
-        lr = learning_rate(
-            step, base=recipe.optimizer.lr, schedule=schedule.name,
-            warmup_steps=schedule.warmup_steps, total_steps=section.steps,
-        )  # fmt: skip
-        result = step_fn(step, micro, lr)
+    def _step(self, step: int, batches: Iterator[list[tuple[list[int], Any]]]) -> None:
+        begin = time.perf_counter()
+        micro = [self._batch(samples, loaded) for samples, loaded in next(batches)]
+        waited = time.perf_counter() - begin
+        lr = self._learning_rate(step)
+        try:
+            result = self.state.step_fn(step, micro, lr)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}; {self._last_good()}") from None
+        if self.state.ema and not result.skipped:
+            self.state.ema.update(step, self.state.optimizer.values())
         synchronize()
-        seconds = time.perf_counter() - start
-        samples = sum(len(batch.samples) for batch in micro)
-        ctx.step(
-            step, seconds, loss=result.loss, tags=("compile",) if step == 0 else (), samples=samples,
-            frames=samples * recipe.video.frames, tokens=samples * _tokens(micro[0], transformer.config),
-            extra={"data_seconds": waited, "lr": lr, "grad_norm": result.grad_norm},
+        seconds = time.perf_counter() - begin
+        self._record(step, micro, result, {"seconds": seconds, "waited": waited, "lr": lr})
+
+    def _batch(self, samples: list[int], loaded: Any) -> Any:
+        from core.train.step import Batch  # noqa: PLC0415
+
+        batch = self.clips.finish(loaded)
+        return Batch(
+            latents=batch["latents"], text=batch["prompt_embeds"], samples=samples, files=batch["video"],
+            bucket=batch["bucket"],
         )  # fmt: skip
+
+    def _learning_rate(self, step: int) -> float:
+        schedule = self.recipe.lr_schedule
+        return learning_rate(
+            step, base=self.recipe.optimizer.lr, schedule=schedule.name, warmup_steps=schedule.warmup_steps,
+            total_steps=self.recipe.train.steps, end=schedule.end, power=schedule.power, cycles=schedule.cycles,
+        )  # fmt: skip
+
+    def _record(self, step: int, micro: list[Any], result: Any, times: dict[str, float]) -> None:
+        bucket, samples = self.clips.buckets[micro[0].bucket], sum(len(batch.samples) for batch in micro)
+        shape = (*micro[0].latents.shape, *micro[0].text.shape)
+        new = shape not in self.shapes
+        self.shapes.add(shape)
+        if not new:
+            self.waited, self.worked = self.waited + times["waited"], self.worked + times["seconds"]
+        extra = {"data_seconds": times["waited"], "lr": times["lr"], "grad_norm": result.grad_norm}
+        if self.recipe.video.buckets:
+            extra["bucket"] = str(bucket)
+        if self.state.loss_scale:
+            extra |= {"loss_scale": self.state.loss_scale.value, "skipped": result.skipped}
+            self.skipped = self.state.loss_scale.skipped
+        self.ctx.step(
+            step, times["seconds"], loss=result.loss, tags=("compile",) if new else (), samples=samples,
+            frames=samples * bucket.frames, tokens=samples * _tokens(micro[0], self.state.transformer.config),
+            extra=extra,
+        )  # fmt: skip
+        section = self.recipe.train
         if step % section.log_every == 0 or step == section.steps - 1:
-            print(
-                f"step {step} loss {result.loss:.6f} grad_norm {result.grad_norm:.4f} seconds {seconds:.3f}", flush=True
+            note = " skipped: the gradients overflowed" if result.skipped else ""
+            text = f"step {step} loss {result.loss:.6f} grad_norm {result.grad_norm:.4f} seconds {times['seconds']:.3f}"
+            print(text + note, flush=True)
+
+    def _validate(self, step: int) -> None:
+        begin = time.perf_counter()
+        if self.state.ema:
+            with self.state.ema.swapped():
+                result = self.validation()
+        else:
+            result = self.validation()
+        seconds = time.perf_counter() - begin
+        by_timestep = {str(timestep): loss for timestep, loss in result.by_timestep.items()}
+        extra = {"validation": by_timestep, "clips": result.samples, "ema": self.state.ema is not None}
+        self.ctx.step(step, seconds, loss=result.loss, tags=("eval",), extra=extra)
+        self.ctx.metric("validation_loss", result.loss, "1")
+        print(f"step {step} validation loss {result.loss:.6f}", flush=True)
+
+    def _save(self, done: int) -> None:
+        self._check_finite(done)
+        facts = self.facts | {"last_batch": batch_digest(self.clips, done - 1)}
+        self.state.save(self.ctx.out, done, facts, self.recipe.train.keep_checkpoints)
+
+    def _check_finite(self, done: int) -> None:
+        """A step may end in parameters that only the next loss would show to be broken."""
+        from core.optim.clip import global_norm  # noqa: PLC0415
+
+        norm = float(global_norm({p.name: p.view(p.shape) for p in self.state.optimizer.parameters}))
+        if norm - norm != 0:
+            raise FloatingPointError(
+                f"step {done - 1}: the norm of the parameters is {norm} after it: nothing was saved; lower "
+                f"optimizer.lr; {self._last_good()}"
             )
-        if section.save_every and (step + 1) % section.save_every == 0 and step + 1 < section.steps:
-            with ctx.stage("checkpoint"):
-                _save(ctx, transformer, f"checkpoint-{step + 1:06d}/transformer")
+
+    def _last_good(self) -> str:
+        found = checkpoint.newest(self.ctx.out)
+        return f"the last good checkpoint is {found}" if found else "there is no checkpoint (train.save_every)"
+
+    def export(self) -> None:
+        """Writes the trained weights and lists them."""
+        state, ctx = self.state, self.ctx
+        self._check_finite(self.recipe.train.steps)
+        ctx.digest_value("parameters", state.digest())
+        names = {"transformer": "transformer", "lora": "lora", "ema": f"{'lora' if state.lora else 'transformer'}_ema"}
+        for name, fill in state.exports().items():
+            fill(ctx.out / names[name])
+        written = [names[name] for name in state.exports()]
+        if state.ema:
+            with state.ema.swapped():
+                ctx.digest_value("ema", state.digest())
+        if self.recipe.train.merge_lora:
+            state.merge_and_save(ctx.out / "transformer")
+            written.append("transformer")
+        for folder in (*(ctx.out / name for name in written), *checkpoint.checkpoints(ctx.out)):
+            for path in sorted(folder.rglob("*.safetensors")):
+                ctx.artifact("checkpoint", path)
+
+
+def _state(recipe: Any, transformer: Any, scheduler: Any, lora: Any) -> TrainingState:
+    from core.train.step import TrainStep  # noqa: PLC0415 - imports mindspore
+
+    section = recipe.train
+    train_setup.set_recompute(recipe, transformer)
+    parameters = transformer.trainable_params() if lora is None else lora.parameters
+    optimizer, scale = train_setup.make_optimizer(recipe, parameters), train_setup.make_loss_scale(recipe)
+    step_fn = TrainStep(
+        transformer, scheduler, optimizer, max_grad_norm=section.max_grad_norm, seed=recipe.seed, loss=section.loss,
+        timesteps=section.timesteps, loss_scale=scale, max_skips=section.loss_scale.max_skips,
+    )  # fmt: skip
+    ema = train_setup.make_ema(recipe, parameters)
+    return TrainingState(
+        transformer=transformer, lora=lora, optimizer=optimizer, ema=ema, loss_scale=scale, step_fn=step_fn
+    )
 
 
 def _tokens(batch: Any, config: Any) -> int:
@@ -131,11 +237,3 @@ def _tokens(batch: Any, config: Any) -> int:
     frames, _, height, width = batch.latents.shape[1:]
     patch = config.patch_size**2 * (config.patch_size_t or 1)
     return frames * height * width // patch + batch.text.shape[1]
-
-
-def _save(ctx: RunContext, transformer: Any, name: str) -> None:
-    from core import weights  # noqa: PLC0415
-
-    weights.save_transformer(transformer, ctx.out / name)
-    for path in sorted((ctx.out / name).glob("*.safetensors")):
-        ctx.artifact("checkpoint", path)

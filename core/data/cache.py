@@ -131,23 +131,40 @@ def read_video_cache(path: str | os.PathLike) -> VideoCache:
     )
 
 
-def read_shapes(path: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """``name -> (shape, dtype)`` from the headers alone, so that thousands of files are checked in seconds.
+@dataclass(frozen=True, kw_only=True)
+class CacheHeader:
+    """What a cache file says before its large arrays are read; ``ori_size`` (height, width) only in latent files."""
+
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype]]
+    identity: dict[str, Any] | None
+    ori_size: tuple[int, int] | None
+
+
+def read_header(path: str | os.PathLike) -> CacheHeader:
+    """Shapes and types of every array and the small entries, so that thousands of files are checked in seconds.
 
     UserError if the file is missing, damaged or cut short (a zip's directory is at its end).
     """
-    shapes = {}
+    path, shapes, small = Path(path), {}, {}
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
+                key = name.removesuffix(".npy")
                 with archive.open(name) as member:
                     first = np.lib.format.read_magic(member) == (1, 0)
                     read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
                     shape, _, dtype = read(member)
-                    shapes[name.removesuffix(".npy")] = (tuple(shape), dtype)
+                    shapes[key] = (tuple(shape), dtype)
+                if key in (_IDENTITY, "ori_size"):
+                    with archive.open(name) as member:
+                        small[key] = np.lib.format.read_array(member, allow_pickle=False)
     except _BROKEN as error:
-        raise _unreadable(Path(path), error) from error
-    return shapes
+        raise _unreadable(path, error) from error
+    size = small.get("ori_size")
+    ori_size = None
+    if size is not None and size.shape == (2,) and size.dtype.kind in "fiu":
+        ori_size = (int(size[0]), int(size[1]))
+    return CacheHeader(shapes=shapes, identity=_identity(path, small), ori_size=ori_size)
 
 
 def read_identity(path: str | os.PathLike) -> dict[str, Any] | None:

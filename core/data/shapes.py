@@ -7,11 +7,13 @@ clip does not depend on how many others are made.
 from __future__ import annotations
 
 import csv
+import hashlib
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -26,7 +28,12 @@ COLORS: Final = {
     "blue": (60, 90, 230),
     "yellow": (240, 210, 50),
     "white": (245, 245, 245),
+    "orange": (240, 130, 30),
+    "purple": (150, 60, 200),
+    "cyan": (60, 210, 220),
 }
+# The others are for data sets that show a model what it has never seen.
+DEFAULT_COLORS: Final = ("red", "green", "blue", "yellow", "white")
 BACKGROUNDS: Final = {"black": (16, 16, 16), "grey": (80, 80, 80)}
 # Words of the caption, and (x, y) per unit of time; y points down, as in images.
 MOTIONS: Final = {
@@ -35,6 +42,7 @@ MOTIONS: Final = {
     "up": ("moving up", (0.0, -1.0)),
     "down": ("moving down", (0.0, 1.0)),
 }
+Part = Literal["train", "held_out", "all"]
 CSV_NAME: Final = "video_caption.csv"
 _SUPERSAMPLING = 4
 _CLIPS_PER_PART = 100
@@ -68,43 +76,86 @@ def all_captions() -> list[str]:
     ]
 
 
+def combinations(
+    *,
+    shapes: Sequence[str] = SHAPES,
+    colors: Sequence[str] = DEFAULT_COLORS,
+    motions: Sequence[str] = tuple(MOTIONS),
+    hold_out: int = 0,
+    hold_out_seed: int = 0,
+    part: Part = "all",
+) -> list[tuple[str, str, str]]:
+    """(shape, colour, motion) of every combination of the lists that belongs to ``part``, in a fixed order.
+
+    ``hold_out`` of them are kept away from ``train``: those with the smallest SHA-256 of (hold_out_seed, combination),
+    so the order of the lists does not matter. ``train`` and ``held_out`` of the same lists share nothing and make
+    ``all``. UserError for an attribute that isn't known, an empty list, an empty part, and a ``hold_out`` that leaves
+    some attribute with no combination to train on.
+    """
+    axes = {"shapes": (shapes, SHAPES), "colors": (colors, COLORS), "motions": (motions, MOTIONS)}
+    for name, (chosen, known) in axes.items():
+        _check_known(name, chosen, known)
+    every = list(itertools.product(shapes, colors, motions))
+    if not 0 <= hold_out < len(every):
+        raise UserError(f"clips.hold_out: got {hold_out}, need 0 to {len(every) - 1} of {len(every)} combinations")
+    kept_away = set(sorted(every, key=lambda names: _rank(hold_out_seed, names))[:hold_out])
+    train = [names for names in every if names not in kept_away]
+    for axis, (name, (chosen, _)) in enumerate(axes.items()):
+        if unseen := [value for value in chosen if value not in {names[axis] for names in train}]:
+            raise UserError(
+                f"clips.hold_out: {hold_out} with clips.hold_out_seed {hold_out_seed} leaves no {unseen[0]} in train "
+                f"({name}); lower hold_out or take another seed"
+            )
+    chosen = {"all": every, "train": train, "held_out": [names for names in every if names in kept_away]}[part]
+    if not chosen:
+        raise UserError(f"clips.part: {part} of clips.hold_out 0 is empty; set clips.hold_out")
+    return chosen
+
+
 def draw_clip(
     seed: int,
     index: int,
     *,
     shapes: Sequence[str] = SHAPES,
-    colors: Sequence[str] = tuple(COLORS),
+    colors: Sequence[str] = DEFAULT_COLORS,
     motions: Sequence[str] = tuple(MOTIONS),
     backgrounds: Sequence[str] = tuple(BACKGROUNDS),
+    hold_out: int = 0,
+    hold_out_seed: int = 0,
+    part: Part = "all",
 ) -> Clip:
-    """The attributes of clip ``index``.
+    """The attributes of clip ``index``; ``hold_out``, ``hold_out_seed`` and ``part`` as in ``combinations``.
 
     Combinations are visited in a shuffled order without repeats until all were used, so a small data set is varied.
     UserError for an attribute that isn't known or an empty list.
     """
-    axes = {
-        "shapes": (shapes, SHAPES),
-        "colors": (colors, COLORS),
-        "motions": (motions, MOTIONS),
-        "backgrounds": (backgrounds, BACKGROUNDS),
-    }
-    for name, (chosen, known) in axes.items():
-        unknown = [value for value in chosen if value not in known]
-        if unknown or not chosen:
-            raise UserError(f"clips.{name}: {unknown[0] if unknown else 'empty'}; needs some of {', '.join(known)}")
-    sizes = [len(chosen) for chosen, _ in axes.values()]
-    cycle, place = divmod(index, int(np.prod(sizes)))
-    combination = int(np.random.default_rng([seed, cycle, 1]).permutation(int(np.prod(sizes)))[place])
-    a, b, c, d = (int(value) for value in np.unravel_index(combination, sizes))
+    _check_known("backgrounds", backgrounds, BACKGROUNDS)
+    named = combinations(
+        shapes=shapes, colors=colors, motions=motions, hold_out=hold_out, hold_out_seed=hold_out_seed, part=part
+    )
+    every = list(itertools.product(named, backgrounds))
+    cycle, place = divmod(index, len(every))
+    combination = int(np.random.default_rng([seed, cycle, 1]).permutation(len(every))[place])
+    (shape, color, motion), background = every[combination]
     random = np.random.default_rng([seed, index, 2])
     return Clip(
-        shape=shapes[a],
-        color=colors[b],
-        motion=motions[c],
-        background=backgrounds[d],
+        shape=shape,
+        color=color,
+        motion=motion,
+        background=background,
         size=float(random.uniform(0.25, 0.4)),
         offset=float(random.uniform(0.0, 1.0)),
     )
+
+
+def _check_known(name: str, chosen: Sequence[str], known: Collection[str]) -> None:
+    unknown = [value for value in chosen if value not in known]
+    if unknown or not chosen:
+        raise UserError(f"clips.{name}: {unknown[0] if unknown else 'empty'}; needs some of {', '.join(known)}")
+
+
+def _rank(seed: int, names: tuple[str, str, str]) -> bytes:
+    return hashlib.sha256(" ".join((str(seed), *names)).encode()).digest()
 
 
 def render_clip(clip: Clip, *, frames: int, height: int, width: int) -> np.ndarray:

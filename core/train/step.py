@@ -1,4 +1,4 @@
-"""One optimiser step: gradients of several micro-batches, clipping, update."""
+"""One optimiser step: gradients of several micro-batches, loss scale, clipping, update."""
 
 from __future__ import annotations
 
@@ -12,71 +12,125 @@ import numpy as np
 from core import ops
 from core.optim.clip import clip_factor, global_norm
 from core.schedulers.base import Scheduler
-from core.train.loss import noised, velocity_loss
+from core.train.loss import LOSSES, LossKind, TimestepKind, draw_timesteps, loss_inputs, noise_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Training input: scaled latents ``[B, F, C, H, W]``, text ``[B, L, D]``, the samples' numbers, their files."""
+    """Training input: scaled latents ``[B, F, C, H, W]``, text ``[B, L, D]``, the samples' numbers, their files.
+
+    ``bucket``: which of the run's sizes this is.
+    """
 
     latents: np.ndarray
     text: np.ndarray
     samples: list[int]
     files: list[str]
+    bucket: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """Mean loss over the micro-batches and the gradients' global norm before clipping."""
+    """Mean loss over the micro-batches and the gradients' global norm before clipping, both without loss scale.
+
+    ``skipped``: the gradients overflowed and nothing was updated.
+    """
 
     loss: float
     grad_norm: float
+    skipped: bool = False
 
 
 class TrainStep:
-    """Computes gradients and updates the parameters.
+    """Computes gradients and updates the parameters; a function of its arguments and the state it is given.
 
     Args:
-        transformer: the model; its trainable parameters are updated.
+        transformer: the model; ``optimizer.parameters`` of it are updated.
         scheduler: gives the noise table.
         optimizer: ``step(gradients, lr, factor)``.
         max_grad_norm: bound of the global norm, None for no clipping.
         seed: of noise and time steps.
+        loss, timesteps: see ``core.train.loss``.
+        loss_scale: ``.value`` multiplies the loss before its gradients are taken, ``.update(overflowed)`` follows each
+            step; None for 1 and no skipping.
+        max_skips: skipped steps in a row after which a further overflow is an error.
     """
 
     def __init__(
-        self, transformer: Any, scheduler: Scheduler, optimizer: Any, *, max_grad_norm: float | None, seed: int
+        self,
+        transformer: Any,
+        scheduler: Scheduler,
+        optimizer: Any,
+        *,
+        max_grad_norm: float | None,
+        seed: int,
+        loss: LossKind = "velocity",
+        timesteps: TimestepKind = "uniform",
+        loss_scale: Any = None,
+        max_skips: int = 20,
     ):
-        self.scheduler, self.optimizer = scheduler, optimizer
-        self.max_grad_norm, self.seed = max_grad_norm, seed
+        self.scheduler, self.optimizer, self.loss_scale = scheduler, optimizer, loss_scale
+        self.max_grad_norm, self.seed, self.max_skips = max_grad_norm, seed, max_skips
+        self.loss: LossKind = loss
+        self.timesteps: TimestepKind = timesteps
         self.names = [q.name for q in optimizer.parameters]
+        self.skips_in_a_row = 0
 
-        def loss(noisy, text, timesteps, target):
-            return velocity_loss(transformer, noisy, text, timesteps, target)
+        def scaled(scale, text, noisy, timesteps, *rest):
+            return LOSSES[loss](transformer, noisy, text, timesteps, *rest) * scale
 
-        self._gradients = ops.value_and_gradients(loss, optimizer.parameters)
+        self._gradients = ops.value_and_gradients(scaled, optimizer.parameters)
 
     def __call__(self, step: int, batches: Sequence[Batch], lr: float) -> StepResult:
-        """Runs optimiser step ``step`` on one or more micro-batches of equal size.
+        """Runs optimiser step ``step`` on one or more micro-batches of equal size, which are the whole step.
 
         Raises:
-            FloatingPointError: the loss or the gradients are not finite; nothing was updated.
+            FloatingPointError: the loss or the gradients are not finite and a smaller loss scale can't help; nothing
+                was updated.
         """
+        scale = 1.0 if self.loss_scale is None else float(self.loss_scale.value)
+        losses, total = self._accumulated(step, batches, scale)
+        norm = global_norm(dict(zip(self.names, total, strict=True))) / (len(batches) * scale)
+        loss, grad_norm = float(np.mean(losses)), float(norm)
+        overflowed = not np.isfinite(grad_norm)
+        if not np.isfinite(loss) or (overflowed and not self._may_skip()):
+            raise FloatingPointError(self._report(step, batches, loss, grad_norm))
+        if self.loss_scale is not None:
+            self.loss_scale.update(overflowed)
+        self.skips_in_a_row = self.skips_in_a_row + 1 if overflowed else 0
+        if not overflowed:
+            self.optimizer.step(total, lr, clip_factor(norm, self.max_grad_norm) / (len(batches) * scale))
+        return StepResult(loss=loss, grad_norm=grad_norm, skipped=overflowed)
+
+    def _accumulated(self, step: int, batches: Sequence[Batch], scale: float) -> tuple[list[float], list[ms.Tensor]]:
+        """Losses, and the sum of the scaled gradients over the micro-batches."""
+        count = sum(len(batch.samples) for batch in batches)
+        factor = ms.Tensor(scale, ms.float32)
         losses: list[float] = []
         total: list[ms.Tensor] = []
         for batch in batches:
-            noisy, target, timesteps = noised(self.scheduler, batch.latents, self.seed, step, batch.samples)
-            arrays = (noisy, batch.text, timesteps, target)
-            loss, gradients = self._gradients(*(ms.Tensor(np.ascontiguousarray(a)) for a in arrays))
-            losses.append(float(loss))
+            arrays = [np.ascontiguousarray(a) for a in (batch.text, *self._inputs(step, batch, count))]
+            loss, gradients = self._gradients(factor, *(ms.Tensor(a) for a in arrays))
+            losses.append(float(loss) / scale)
             total = [a + b for a, b in zip(total, gradients, strict=True)] if total else list(gradients)
-        norm = global_norm(dict(zip(self.names, total, strict=True))) / len(batches)
-        result = StepResult(loss=float(np.mean(losses)), grad_norm=float(norm))
-        if not np.isfinite(result.loss) or not np.isfinite(result.grad_norm):
-            files = ", ".join(f for batch in batches for f in batch.files)
-            raise FloatingPointError(
-                f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}; the batch was {files}; "
-                "lower optimizer.lr, or check these files"
-            )
-        self.optimizer.step(total, lr, clip_factor(norm, self.max_grad_norm) / len(batches))
-        return result
+        return losses, total
+
+    def _inputs(self, step: int, batch: Batch, count: int) -> tuple[np.ndarray, ...]:
+        steps = self.scheduler.config.num_train_timesteps
+        drawn = draw_timesteps(self.seed, step, batch.samples, steps, kind=self.timesteps, count=count)
+        noise = noise_of(batch.latents.shape[1:], self.seed, step, batch.samples)
+        return loss_inputs(self.loss, self.scheduler, batch.latents, noise, drawn)
+
+    def _may_skip(self) -> bool:
+        scale = self.loss_scale
+        if scale is None or self.skips_in_a_row >= self.max_skips:
+            return False
+        return scale.factor == 1 or not scale.exhausted  # a dynamic scale of 1 can't become smaller
+
+    def _report(self, step: int, batches: Sequence[Batch], loss: float, grad_norm: float) -> str:
+        files = ", ".join(f for batch in batches for f in batch.files)
+        many = f" after {self.skips_in_a_row} skipped steps in a row" if self.skips_in_a_row else ""
+        return (
+            f"step {step}: loss {loss}, gradient norm {grad_norm}{many}; the batch was {files}; "
+            "lower optimizer.lr, or check these files"
+        )

@@ -65,6 +65,12 @@ def _norm(p, name, x, eps):
     return ops.layer_norm(x, None, None, eps)
 
 
+def _adaptive_norm(p, name, x, scale, shift, eps):
+    if name + ".weight" in p:
+        return ops.adaptive_norm(x, p[name + ".weight"], p[name + ".bias"], scale, shift, eps)
+    return ops.adaptive_norm(x, None, None, scale, shift, eps)
+
+
 def modulated_norm(p, name, hidden_BVD, encoder_BLD, temb_BE, eps):
     """Expert adaptive LayerNorm (paper, section 2.2): one norm, separate shift, scale and gate for video and text.
 
@@ -74,8 +80,8 @@ def modulated_norm(p, name, hidden_BVD, encoder_BLD, temb_BE, eps):
     shift, scale, gate, text_shift, text_scale, text_gate = mint.chunk(
         modulation.reshape(temb_BE.shape[0], 1, -1), 6, -1
     )
-    hidden = _norm(p, name + ".norm", hidden_BVD, eps) * (1.0 + scale) + shift
-    encoder = _norm(p, name + ".norm", encoder_BLD, eps) * (1.0 + text_scale) + text_shift
+    hidden = _adaptive_norm(p, name + ".norm", hidden_BVD, scale, shift, eps)
+    encoder = _adaptive_norm(p, name + ".norm", encoder_BLD, text_scale, text_shift, eps)
     return hidden, encoder, gate, text_gate
 
 
@@ -85,17 +91,15 @@ def split_heads(x_BSD, num_heads: int):
     return x_BSD.reshape(batch, length, num_heads, dim // num_heads).transpose(0, 2, 1, 3)
 
 
-def self_attention(p, x_BSD, cos_SK, sin_SK, *, num_heads: int):
-    """Full attention over text and video together: ``[B, S, D] -> [B, S, D]``; rotary tables may be None (2B)."""
-    batch, length, dim = x_BSD.shape
+def attention_inputs(p, x_BSD, cos_SK, sin_SK, *, num_heads: int):
+    """Queries, keys and values ``[B, N, S, K]``, normalised and turned; rotary tables may be None (2B)."""
     q = split_heads(ops.dense(p, "attn1.to_q", x_BSD), num_heads)
     k = split_heads(ops.dense(p, "attn1.to_k", x_BSD), num_heads)
     v = split_heads(ops.dense(p, "attn1.to_v", x_BSD), num_heads)
     q, k = _norm(p, "attn1.norm_q", q, 1e-6), _norm(p, "attn1.norm_k", k, 1e-6)
     if cos_SK is not None:
         q, k = ops.rotate(q, cos_SK, sin_SK), ops.rotate(k, cos_SK, sin_SK)
-    out = ops.attention(q, k, v, scale=(dim // num_heads) ** -0.5)
-    return ops.dense(p, "attn1.to_out.0", out.transpose(0, 2, 1, 3).reshape(batch, length, dim))
+    return q, k, v
 
 
 def feed_forward(p, x_BSD):
@@ -103,11 +107,17 @@ def feed_forward(p, x_BSD):
     return ops.dense(p, "ff.net.2", ops.gelu_tanh(ops.dense(p, "ff.net.0.proj", x_BSD)))
 
 
-def block(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, *, num_heads: int, eps: float):
-    """One expert transformer block: ``(video [B, V, D], text [B, L, D]) ->`` the same."""
-    text_length = encoder_BLD.shape[1]
+def _before_attention(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, num_heads, eps):
     hidden, encoder, gate, text_gate = modulated_norm(p, "norm1", hidden_BVD, encoder_BLD, temb_BE, eps)
-    attended = self_attention(p, mint.cat((encoder, hidden), dim=1), cos_SK, sin_SK, num_heads=num_heads)
+    q, k, v = attention_inputs(p, mint.cat((encoder, hidden), dim=1), cos_SK, sin_SK, num_heads=num_heads)
+    return q, k, v, gate, text_gate
+
+
+def _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out_BNSK, gate, text_gate, eps):
+    text_length = encoder_BLD.shape[1]
+    batch, heads, length, size = out_BNSK.shape
+    merged = out_BNSK.transpose(0, 2, 1, 3).reshape(batch, length, heads * size)
+    attended = ops.dense(p, "attn1.to_out.0", merged)
     hidden_BVD = hidden_BVD + gate * attended[:, text_length:]
     encoder_BLD = encoder_BLD + text_gate * attended[:, :text_length]
 
@@ -116,9 +126,36 @@ def block(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, *, num_heads: int
     return hidden_BVD + gate * out[:, text_length:], encoder_BLD + text_gate * out[:, :text_length]
 
 
+def block(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, *, num_heads: int, eps: float):
+    """One expert transformer block: ``(video [B, V, D], text [B, L, D]) ->`` the same.
+
+    Attention is full, over text and video together.
+    """
+    q, k, v, gate, text_gate = _before_attention(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, num_heads, eps)
+    out = ops.attention(q, k, v, scale=q.shape[3] ** -0.5)
+    return _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out, gate, text_gate, eps)
+
+
+def block_keeping(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, *, num_heads: int, eps: float):
+    """``block`` that also hands out its attention: ``(video, text, *kept)``."""
+    q, k, v, gate, text_gate = _before_attention(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, num_heads, eps)
+    kept = ops.attention_keeping(q, k, v, scale=q.shape[3] ** -0.5)
+    hidden, encoder = _after_attention(
+        p, hidden_BVD, encoder_BLD, temb_BE, kept[0].astype(q.dtype), gate, text_gate, eps
+    )
+    return hidden, encoder, *kept
+
+
+def block_again(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, kept, *, num_heads: int, eps: float):
+    """``block`` with the attention that ``block_keeping`` handed out: only the rest is computed."""
+    q, k, v, gate, text_gate = _before_attention(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, num_heads, eps)
+    out = ops.attention_again(q, k, v, kept, scale=q.shape[3] ** -0.5)
+    return _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out, gate, text_gate, eps)
+
+
 def head(p, hidden_BVD, temb_BE, *, eps: float):
     """Final norms and projection: ``[B, V, D] -> [B, V, C*pt*p*p]``."""
     hidden = _norm(p, "norm_final", hidden_BVD, eps)
     modulation = ops.dense(p, "norm_out.linear", ops.silu(temb_BE))
     shift, scale = mint.chunk(modulation.reshape(temb_BE.shape[0], 1, -1), 2, -1)
-    return ops.dense(p, "proj_out", _norm(p, "norm_out.norm", hidden, eps) * (1.0 + scale) + shift)
+    return ops.dense(p, "proj_out", _adaptive_norm(p, "norm_out.norm", hidden, scale, shift, eps))

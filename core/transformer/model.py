@@ -5,6 +5,8 @@ Letters as in ``core.transformer.layers``.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import mindspore as ms
 import numpy as np
 
@@ -15,6 +17,7 @@ from core.model import Model
 from core.transformer import layers, rope
 from core.transformer.parameters import parameter_table
 
+Recompute = Literal["none", "all", "keep_attention"]
 OFS_DEFAULT = 2.0  # the constant that CogVideoX1.5-5B-I2V was trained with
 
 
@@ -32,7 +35,8 @@ class CogVideoXTransformer3DModel(Model):
         self.config = config
         self._embed_values = ops.compiled(layers.embed_values)
         self._embed_patches = ops.compiled(layers.embed_patches)
-        self._block = ops.compiled(layers.block)
+        self._block = self._sparing_block = ops.compiled(layers.block)
+        self._every = 1
         self._head = ops.compiled(layers.head)
 
     def special_init(self, name: str) -> np.ndarray:
@@ -44,9 +48,27 @@ class CogVideoXTransformer3DModel(Model):
         text = np.zeros((config.max_text_seq_length, config.inner_dim), np.float32)
         return np.concatenate([text, table])[None]
 
-    def recompute(self, enabled: bool = True) -> None:
-        """Keeps only each block's inputs for the backward pass and computes the block again there."""
-        self._block = ops.recomputed(layers.block) if enabled else ops.compiled(layers.block)
+    def recompute(self, mode: Recompute | bool = "all", every: int = 1) -> None:
+        """What the blocks keep for the backward pass (docs/design/009).
+
+        Args:
+            mode: ``none`` everything; ``all`` only a block's inputs, the block is computed again; ``keep_attention``
+                its inputs and its attention's output, all but attention is computed again. True is ``all``.
+            every: blocks 0, every, 2 * every, ... do so, the others keep everything.
+
+        Raises:
+            UserError: another mode, or ``every`` below 1.
+        """
+        mode = {True: "all", False: "none"}.get(mode, mode)  # type: ignore[call-overload]
+        if mode not in get_args(Recompute):
+            raise UserError(f"recompute: got {mode!r}, need one of {', '.join(get_args(Recompute))}")
+        if every < 1:
+            raise UserError(f"recompute: got every {every}, need 1 (each block) or more")
+        self._every = every
+        if mode == "keep_attention":
+            self._sparing_block = ops.recomputed_keeping(layers.block_keeping, layers.block_again)
+        else:
+            self._sparing_block = ops.recomputed(layers.block) if mode == "all" else self._block
 
     def construct(self, hidden_states, encoder_hidden_states, timestep, ofs=None):
         """Predicts the velocity.
@@ -77,7 +99,8 @@ class CogVideoXTransformer3DModel(Model):
         hidden, encoder = self._add_positions(hidden, encoder, grid, (frames, height, width))
         cos, sin = self._rotary(encoder.shape[1], grid)
         for index in range(config.num_layers):
-            hidden, encoder = self._block(
+            run = self._block if index % self._every else self._sparing_block
+            hidden, encoder = run(
                 self.block(f"transformer_blocks.{index}"),
                 hidden, encoder, temb, cos, sin,
                 num_heads=config.num_attention_heads, eps=config.norm_eps,

@@ -3,10 +3,9 @@
 B batch, C channels, T frames, H height, W width; ``z [B, L, t, h, w]`` are the latents that condition the decoder's
 norms, each of t, h, w dividing (after the first frame) the T, H, W of the features.
 
-Only norm + SiLU is compiled. A compiled graph keeps its buffers, and every shape has its own: decoding 4x8x8 latents
-with the published channels raised the process from 1.2 GB (weights) to 6.5 GB with whole resnets compiled, to 2.4 GB
-with norms compiled and to 2.7 GB with nothing compiled (MindSpore 2.10, CPU). Norms gain speed from compiling,
-convolutions do not, and norms of one shape share a graph.
+Only norm + SiLU is compiled. A compiled graph keeps its buffers, and every shape has its own: whole compiled resnets
+made a decode's peak memory a multiple of what it is. Norms gain speed from compiling, convolutions do not, and norms of
+one shape share a graph.
 """
 
 from __future__ import annotations
@@ -61,15 +60,23 @@ def norm_silu(p, x, z, *, groups, eps):
 compiled_norm_silu = ops.compiled(norm_silu)
 
 
+def _norm_silu(whole):
+    """Inside a block that is compiled as a whole the norm is part of its graph."""
+    return norm_silu if whole else compiled_norm_silu
+
+
 def _inside(p, name):
     return {key[len(name) + 1 :]: tensor for key, tensor in p.items() if key.startswith(name + ".")}
 
 
-def resnet(p, x, z, cache1, cache2, *, groups, eps):
-    """Residual block ``x [B, C, T, H, W] -> ([B, C', T, H, W], cache1, cache2)``; ``z`` is None in the encoder."""
-    h = compiled_norm_silu(_inside(p, "norm1"), x, z, groups=groups, eps=eps)
+def resnet(p, x, z, cache1, cache2, *, groups, eps, whole=False):
+    """Residual block ``x [B, C, T, H, W] -> ([B, C', T, H, W], cache1, cache2)``; ``z`` is None in the encoder.
+
+    ``whole``: the caller compiles the block.
+    """
+    h = _norm_silu(whole)(_inside(p, "norm1"), x, z, groups=groups, eps=eps)
     h, cache1 = conv(_inside(p, "conv1"), h, cache1)
-    h = compiled_norm_silu(_inside(p, "norm2"), h, z, groups=groups, eps=eps)
+    h = _norm_silu(whole)(_inside(p, "norm2"), h, z, groups=groups, eps=eps)
     h, cache2 = conv(_inside(p, "conv2"), h, cache2)
     if "conv_shortcut.weight" in p:
         x = pointwise(_inside(p, "conv_shortcut"), x)
@@ -106,3 +113,9 @@ def upsampler(p, x, *, expand_time):
 def pointwise(p, x):
     """1x1x1 convolution ``[B, C, T, H, W] -> [B, O, T, H, W]``."""
     return ops.conv3d(x, p["weight"], p["bias"], 1, (0, 0, 0))
+
+
+compiled_resnet = ops.compiled(resnet)
+compiled_conv = ops.compiled(conv)
+compiled_downsample = ops.compiled(downsample)
+compiled_upsampler = ops.compiled(upsampler)

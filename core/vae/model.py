@@ -37,11 +37,15 @@ class AutoencoderKLCogVideoX(Model):
     Args:
         config: sizes, from ``vae/config.json``.
         dtype: type of the parameters and of the computation (norm statistics are fp32).
+
+    ``whole_blocks`` makes graph mode compile blocks as a whole and not their norms alone (``core.vae.blocks``): worth
+    its memory where gradients are taken.
     """
 
     def __init__(self, config: VAEConfig, dtype: ms.Type = ms.float32):
         super().__init__(parameter_table(config), dtype)
         self.config = config
+        self.whole_blocks = False
         ratio = config.spatial_compression_ratio
         self._encoding = _Pass(self.encode_chunk, ratio, 1)
         self._decoding = _Pass(self.decode_chunk, 1, ratio)
@@ -55,10 +59,11 @@ class AutoencoderKLCogVideoX(Model):
         Raises:
             UserError: a shape that the VAE can't take.
         """
-        plan = self._video_plan(video.shape, video.shape[2], tiling)
-        spans = chunks.sample_chunks(video.shape[2])
-        moments = _whole(self._encoding, [video[:, :, a:b] for a, b in spans], plan, _max_batch(tiling))
-        return _mean_std(moments)
+        return _mean_std(self._moments(video, tiling))
+
+    def posterior(self, video: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        """``encode`` without tiles, with the logarithm of the variance (-30 to 20) in place of the deviation."""
+        return _mean_logvar(self._moments(video, None))
 
     def decode(self, latents: ms.Tensor, tiling: TilingConfig | None = None) -> ms.Tensor:
         """Unscaled latents ``[B, 16, t, h, w]`` -> pixels around [-1, 1] ``[B, 3, T, 8h, 8w]``, not clipped.
@@ -104,7 +109,8 @@ class AutoencoderKLCogVideoX(Model):
             x = self._resnets(f"encoder.down_blocks.{i}", config.layers_per_block, x, None, cache=cache, new=new)
             if i < last:
                 p = self.block(f"encoder.down_blocks.{i}.downsamplers.0")
-                x = blocks.downsample(p, x, compress_time=i < temporal_levels(config))
+                run = blocks.compiled_downsample if self.whole_blocks else blocks.downsample
+                x = run(p, x, compress_time=i < temporal_levels(config))
         x = self._resnets("encoder.mid_block", MID_RESNETS, x, None, cache=cache, new=new)
         x = self._head("encoder", x, None, cache, new)
         return (blocks.pointwise(self.block("quant_conv"), x) if config.use_quant_conv else x), new
@@ -122,11 +128,18 @@ class AutoencoderKLCogVideoX(Model):
             x = self._resnets(f"decoder.up_blocks.{i}", config.layers_per_block + 1, x, z, cache=cache, new=new)
             if i < last:
                 p = self.block(f"decoder.up_blocks.{i}.upsamplers.0")
-                x = blocks.upsampler(p, x, expand_time=i < temporal_levels(config))
+                run = blocks.compiled_upsampler if self.whole_blocks else blocks.upsampler
+                x = run(p, x, expand_time=i < temporal_levels(config))
         return self._head("decoder", x, z, cache, new), new
 
+    def _moments(self, video: ms.Tensor, tiling: TilingConfig | None) -> ms.Tensor:
+        plan = self._video_plan(video.shape, video.shape[2], tiling)
+        spans = chunks.sample_chunks(video.shape[2])
+        return _whole(self._encoding, [video[:, :, a:b] for a, b in spans], plan, _max_batch(tiling))
+
     def _causal(self, name, x, cache, new):
-        y, new[name] = conv(self.block(name), x, cache.get(name))
+        run = blocks.compiled_conv if self.whole_blocks else conv
+        y, new[name] = run(self.block(name), x, cache.get(name))
         return y
 
     def _resnets(self, prefix, count, x, z, *, cache, new):
@@ -135,7 +148,11 @@ class AutoencoderKLCogVideoX(Model):
             name = f"{prefix}.resnets.{i}"
             one, two = f"{name}.conv1", f"{name}.conv2"
             p = self.block(name)
-            x, new[one], new[two] = blocks.resnet(p, x, z, cache.get(one), cache.get(two), groups=groups, eps=eps)
+            memory, static = (cache.get(one), cache.get(two)), {"groups": groups, "eps": eps}
+            if self.whole_blocks:
+                x, new[one], new[two] = blocks.compiled_resnet(p, x, z, *memory, **static, whole=True)
+            else:
+                x, new[one], new[two] = blocks.resnet(p, x, z, *memory, **static)
         return x
 
     def _head(self, side, x, z, cache, new):
@@ -188,8 +205,13 @@ def _check_rank_and_channels(what: str, shape: tuple[int, ...], channels: int) -
 
 
 def _mean_std(moments: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+    mean, logvar = _mean_logvar(moments)
+    return mean, mint.exp(0.5 * logvar)
+
+
+def _mean_logvar(moments: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
     mean, logvar = mint.chunk(moments, 2, 1)
-    return mean, mint.exp(0.5 * mint.clamp(logvar, -30.0, 20.0))
+    return mean, mint.clamp(logvar, -30.0, 20.0)
 
 
 def _max_batch(tiling: TilingConfig | None) -> int:

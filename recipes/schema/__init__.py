@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from recipes.schema.common import Model, Output, Parallel, Recipe, Runtime, Section, Tiling
 from recipes.schema.generate import DecodeLatentsRecipe, GenerateRecipe
+from recipes.schema.judge import JudgeRecipe
 from recipes.schema.pipeline import (
     DecodeLatentsStage,
     EncodeTextStage,
     EncodeVideoStage,
     GenerateStage,
+    JudgeStage,
     MakeClipsStage,
     MakeModelStage,
     PipelineHead,
     PipelineRecipe,
     Stage,
     TrainStage,
+    TrainVAEStage,
 )
 from recipes.schema.prepare import EncodeTextRecipe, EncodeVideoRecipe, MakeClipsRecipe, MakeModelRecipe
 from recipes.schema.train import TrainRecipe
+from recipes.schema.vae import TrainVAERecipe
 
 STAGE_KINDS: dict[str, type[Recipe]] = {
     "make-clips": MakeClipsStage,
@@ -25,8 +29,10 @@ STAGE_KINDS: dict[str, type[Recipe]] = {
     "encode-text": EncodeTextStage,
     "encode-video": EncodeVideoStage,
     "train": TrainStage,
+    "train-vae": TrainVAEStage,
     "generate": GenerateStage,
     "decode-latents": DecodeLatentsStage,
+    "judge": JudgeStage,
 }
 KINDS: dict[str, type[Recipe]] = {
     "make-clips": MakeClipsRecipe,
@@ -34,8 +40,10 @@ KINDS: dict[str, type[Recipe]] = {
     "encode-text": EncodeTextRecipe,
     "encode-video": EncodeVideoRecipe,
     "train": TrainRecipe,
+    "train-vae": TrainVAERecipe,
     "generate": GenerateRecipe,
     "decode-latents": DecodeLatentsRecipe,
+    "judge": JudgeRecipe,
     "pipeline": PipelineRecipe,
 }
 
@@ -46,6 +54,7 @@ __all__ = [
     "EncodeTextRecipe",
     "EncodeVideoRecipe",
     "GenerateRecipe",
+    "JudgeRecipe",
     "MakeClipsRecipe",
     "MakeModelRecipe",
     "Model",
@@ -59,4 +68,5 @@ __all__ = [
     "Stage",
     "Tiling",
     "TrainRecipe",
+    "TrainVAERecipe",
 ]

@@ -9,7 +9,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 from recipes.rules import broken_rules
 
 Dtype = Literal["fp32", "bf16", "fp16"]
-PresetName = Literal["2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v", "1.5-2b", "tiny-1.0-2b", "tiny-1.0-5b", "tiny-1.5"]
+PresetName = Literal[
+    "2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v", "1.5-2b", "tiny-1.0-2b", "tiny-1.0-5b", "tiny-1.5", "tiny-world"
+]
 
 
 class PathMark:
@@ -40,6 +42,7 @@ Pixels16 = Annotated[int, Field(ge=16, multiple_of=16)]
 Pixels8 = Annotated[int, Field(ge=8, multiple_of=8)]
 Rate = Annotated[FiniteFloat, Field(gt=0)]
 Overlap = Annotated[int, Field(ge=0, multiple_of=8)]
+Share = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 Memory = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?GB$", **need("text such as 59GB"))]
 
 
@@ -72,6 +75,8 @@ class Runtime(Section):
     """Process runs, each with its own record."""
     convolution_isa: Literal["auto", "default", "avx2"] = "auto"
     """Instruction set of oneDNN's convolutions on CPU; ``auto`` chooses what is known to work."""
+    kernels: Literal["auto", "operators"] = "auto"
+    """On CPU: ``auto`` compiles our kernels where a C++ compiler is found; ``operators`` does without (other bits)."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """Least severe MindSpore message that is kept."""
 
@@ -97,6 +102,10 @@ class Model(Section):
     """Folder of ``scheduler_config.json``."""
     preset: PresetName | None = None
     """Named sizes with random weights; excludes the folders."""
+    lora: PathStr | None = None
+    """LoRA for the transformer: a folder with ``pytorch_lora_weights.safetensors``, or such a file; null: none."""
+    lora_scale: FiniteFloat = 1.0
+    """Factor of the LoRA beside its alpha / rank; 0 switches it off."""
     init_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of a preset's random weights."""
 
@@ -130,6 +139,24 @@ class Tiling(Section):
     """Columns in pixels that neighbours share and blend; at most half a tile."""
     tiles_at_once: Positive = 1
     """Tiles of equal shape that go through the VAE as one batch; 1 needs the least memory. Changes no number."""
+
+
+class VideoBucket(Section):
+    """One size of clips: pixels and frames, how many clips make a batch, how likely a clip stays in it."""
+
+    frames: Positive
+    """Frames: 4n+1."""
+    height: Pixels16
+    """Height in pixels: a multiple of 16 (VAE 8 x patch 2)."""
+    width: Pixels16
+    """Width in pixels."""
+    batch_size: Positive = 1
+    """Clips per process and forward pass; encode-video ignores it."""
+    keep_probability: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0
+    """Chance that a clip stays in this bucket in an epoch, else it goes to one of fewer frames; only for training."""
+
+
+Buckets = Annotated[tuple[VideoBucket, ...], AsTuple, Field(min_length=1)]
 
 
 class VAE(Section):

@@ -12,8 +12,10 @@ from pydantic import Field, field_validator
 
 from recipes.schema.common import AsTuple, Recipe, Section, need
 from recipes.schema.generate import DecodeLatentsRecipe, GenerateRecipe
+from recipes.schema.judge import JudgeRecipe
 from recipes.schema.prepare import EncodeTextRecipe, EncodeVideoRecipe, MakeClipsRecipe, MakeModelRecipe
 from recipes.schema.train import TrainRecipe
+from recipes.schema.vae import TrainVAERecipe
 
 StageName = Annotated[
     str,
@@ -62,6 +64,12 @@ class TrainStage(Stage, TrainRecipe):
     name: StageName
 
 
+class TrainVAEStage(Stage, TrainVAERecipe):
+    """A train-vae recipe in a pipeline."""
+
+    name: StageName
+
+
 class GenerateStage(Stage, GenerateRecipe):
     """A generate recipe in a pipeline."""
 
@@ -74,14 +82,22 @@ class DecodeLatentsStage(Stage, DecodeLatentsRecipe):
     name: StageName
 
 
+class JudgeStage(Stage, JudgeRecipe):
+    """A judge recipe in a pipeline."""
+
+    name: StageName
+
+
 AnyStage = Annotated[
     MakeClipsStage
     | MakeModelStage
     | EncodeTextStage
     | EncodeVideoStage
     | TrainStage
+    | TrainVAEStage
     | GenerateStage
-    | DecodeLatentsStage,
+    | DecodeLatentsStage
+    | JudgeStage,
     Field(discriminator="kind"),
 ]
 

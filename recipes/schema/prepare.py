@@ -9,6 +9,7 @@ from pydantic import Field
 from recipes.schema.common import (
     VAE,
     AsTuple,
+    Buckets,
     Model,
     PathStr,
     Pixels16,
@@ -17,9 +18,12 @@ from recipes.schema.common import (
     Rate,
     Recipe,
     Section,
+    Share,
     Text,
     Texts,
 )
+
+Color = Literal["red", "green", "blue", "yellow", "white", "orange", "purple", "cyan"]
 
 
 class Clips(Section):
@@ -41,14 +45,14 @@ class Clips(Section):
         "triangle",
     )
     """Shapes to draw from."""
-    colors: Annotated[tuple[Literal["red", "green", "blue", "yellow", "white"], ...], AsTuple, Field(min_length=1)] = (
+    colors: Annotated[tuple[Color, ...], AsTuple, Field(min_length=1)] = (
         "red",
         "green",
         "blue",
         "yellow",
         "white",
     )
-    """Colours to draw from."""
+    """Colours to draw from; orange, purple and cyan only if they are listed."""
     motions: Annotated[tuple[Literal["left", "right", "up", "down"], ...], AsTuple, Field(min_length=1)] = (
         "left",
         "right",
@@ -56,6 +60,12 @@ class Clips(Section):
         "down",
     )
     """Directions of the movement."""
+    hold_out: Annotated[int, Field(ge=0)] = 0
+    """Combinations of shape, colour and motion that the part ``train`` leaves out."""
+    hold_out_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Which combinations these are. The lists above must be the same in the recipes of both parts."""
+    part: Literal["train", "held_out", "all"] = "all"
+    """Which combinations the clips show."""
 
 
 class MakeClipsRecipe(Recipe):
@@ -74,11 +84,25 @@ class NewModel(Section):
     """Seed of the random weights."""
 
 
+class Components(Section):
+    """Parts that exist already, such as a trained VAE: copied instead of drawn."""
+
+    transformer: PathStr | None = None
+    """Folder of a transformer (or of a model that holds one)."""
+    vae: PathStr | None = None
+    """Folder of a VAE."""
+    text_encoder: PathStr | None = None
+    """Folder of a T5 encoder."""
+    tokenizer: PathStr | None = None
+    """Folder of a tokenizer's files."""
+
+
 class MakeModelRecipe(Recipe):
     """Writes a diffusers folder with random weights (and a small tokenizer for tiny presets) in ``runtime.dtype``."""
 
     kind: Literal["make-model"]
     model: NewModel
+    components: Components = Components()
 
 
 class CaptionTable(Section):
@@ -133,12 +157,16 @@ class VideoTable(Section):
 class VideoEncoding(Section):
     """How a clip becomes frames."""
 
-    height: Pixels16
+    height: Pixels16 | None = None
     """Height in pixels after the transform: a multiple of 16 (VAE 8 x patch 2)."""
-    width: Pixels16
+    width: Pixels16 | None = None
     """Width in pixels after the transform."""
-    max_frames: Positive
+    max_frames: Positive | None = None
     """Longest sequence; a clip gives as many frames as ``frames_rule`` allows up to here."""
+    buckets: Buckets | None = None
+    """Sizes instead of height, width and max_frames: each clip is encoded at the one that crops it least."""
+    max_crop: Share | None = None
+    """With buckets: largest share of the picture's area that may be cut off; other clips are refused."""
     frame_stride: Positive = 1
     """Every n-th frame is used."""
     fps: Rate | None = None

@@ -112,9 +112,14 @@ def kill(recipe: dict, ctx) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def killed_unless_resumed(recipe: dict, ctx) -> None:
+    if recipe["train"].get("resume") != "latest":
+        kill(recipe, ctx)
+
+
 ACTIONS = {f.__name__: f for f in (everything, exception, user_error, failed_rows, nan_loss, abort, address_space)}
 ACTIONS |= {f.__name__: f for f in (backend_out_of_memory, dies_with_memory_text, sleep, damaged_events, write_to)}
-ACTIONS |= {f.__name__: f for f in (read_from, steady, kill)}
+ACTIONS |= {f.__name__: f for f in (read_from, steady, kill, killed_unless_resumed)}
 ACTIONS |= {
     "nothing": lambda recipe, ctx: None,
     "sys_exit": lambda recipe, ctx: sys.exit(0),

@@ -40,6 +40,7 @@ def mindspore(monkeypatch):
         setattr(fake, name, value)
     ops = ModuleType("core.ops")
     ops.configure = note("configure")  # type: ignore[attr-defined]  # a module made for the test
+    ops.chosen_kernels = lambda: "which kernels"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mindspore", fake)
     monkeypatch.setitem(sys.modules, "core.ops", ops)
     monkeypatch.setattr(core, "ops", ops, raising=False)
@@ -51,6 +52,7 @@ def _runtime(**changes) -> SimpleNamespace:
         "device": "ascend",
         "mode": "graph",
         "jit_level": "O0",
+        "kernels": "operators",
         "deterministic": True,
         "max_device_memory": "59GB",
     }
@@ -64,10 +66,11 @@ def test_every_runtime_setting_reaches_mindspore(mindspore):
         ("deterministic", True),
         ("set_memory", ("max_size", "59GB")),
         ("seed", 7),
-        ("configure", ("device", "Ascend"), ("mode", "graph"), ("jit_level", "O0")),
+        ("configure", ("device", "Ascend"), ("mode", "graph"), ("jit_level", "O0"), ("kernels", "operators")),
     ]
     assert facts["mindspore"] == "2.x"
     assert facts["device"] == "Ascend"
+    assert facts["kernels"] == "which kernels"
 
 
 def test_a_device_that_is_not_there_is_the_users_error(mindspore):

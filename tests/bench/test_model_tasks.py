@@ -109,6 +109,39 @@ def test_training_twice_has_the_same_bits(world, tmp_path):
     assert named(runs[0], "digest")[-1]["value"] == named(runs[1], "digest")[-1]["value"]
 
 
+def test_training_encodes_in_the_loop_and_leaves_vae_and_text_encoder_alone(world, tmp_path, monkeypatch):
+    frozen: list = []
+    for name in ("vae", "text_encoder"):
+        load = getattr(models_module.Models, name)
+
+        def kept(self, *args, load=load):
+            found = load(self, *args)
+            model = found[0] if isinstance(found, tuple) else found
+            frozen.append((model, weights.parameter_digest(model)))
+            return found
+
+        monkeypatch.setattr(models_module.Models, name, kept)
+    recipe = train_recipe(world, train={"steps": 2, "gradient_accumulation_steps": 1, "horizontal_flip": True})
+    csv = str(world / "clips" / "video_caption.csv")
+    recipe["data"] = {"csv": csv, "encode": "online", "video_folder": str(world / "clips")}
+    recipe["validation"] = {"csv": csv, "video_folder": str(world / "clips"), "every": 2, "timesteps": [500]}
+    events = run(train, {**recipe, "text": {"max_length": 16}}, tmp_path / "out")
+    assert [step["index"] for step in named(events, "step")] == [0, 1, 1]
+    assert {step["tokens"] for step in named(events, "step") if "tokens" in step} == {2 * 2 * 3 + 16}
+    assert len(frozen) == 2
+    for model, digest in frozen:
+        assert weights.parameter_digest(model) == digest
+        assert not any(parameter.requires_grad for parameter in model.get_parameters())
+
+
+def test_a_cache_of_another_vae_is_refused(world, tmp_path):
+    other = tmp_path / "other"
+    run(make_model, {"kind": "make-model", "model": {"preset": "tiny-1.5", "init_seed": 1}}, other)
+    recipe = train_recipe(world, model={"path": str(world / "model"), "vae": str(other / "vae")})
+    with pytest.raises(UserError, match=r"made by another VAE than this run's"):
+        run(train, recipe, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

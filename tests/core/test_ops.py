@@ -276,6 +276,33 @@ def test_ascend_attention_goes_through_the_fused_kernel_in_half_precision(ascend
     assert ascend == [("flash_attention_score", [*half, 3], {"input_layout": "BNSD", "scalar_value": 0.5})]
 
 
+def test_ascend_attention_is_kept_with_what_its_gradient_needs(monkeypatch):
+    made: list = []
+
+    def forward(heads, **options):
+        made.append(("forward", heads, options))
+        return lambda q, k, v: ("row_max", "row_sum", "softmax", q + k + v)
+
+    def backward(heads, **options):
+        made.append(("backward", heads, options))
+        return lambda *arguments: (made.append(arguments), ("dq", "dk", "dv", "dpse"))[1]
+
+    monkeypatch.setattr(ops_ascend, "FlashAttentionScore", forward)
+    monkeypatch.setattr(ops_ascend, "FlashAttentionScoreGrad", backward)
+    monkeypatch.setattr(ops_ascend, "_ops", SimpleNamespace(zeros_like=lambda t: "zeros"))
+    ops.configure(device="Ascend")
+    q, k, v = (ms.Tensor(np.full((1, 3, 4, 8), i, np.float32)) for i in range(3))
+    kept = ops.attention_keeping(q, k, v, scale=0.5)
+    assert kept[0].dtype == ms.bfloat16
+    assert kept[1:] == ("row_max", "row_sum", "softmax")
+    state = ("out", "row_max", "row_sum", "softmax")
+    gradients = ops_ascend._KnownAttention().bprop(q, k, v, *state, 0.5, "result", "grad")
+    assert gradients == ("dq", "dk", "dv", *["zeros"] * 4, 0.0)
+    options = {"scale_value": 0.5, "input_layout": "BNSD"}
+    order = (q, k, v, "grad", None, None, None, None, "row_max", "row_sum", "softmax", "out")
+    assert made == [("forward", 3, options), ("backward", 3, options), order]
+
+
 def test_the_table_is_written_between_its_markers(tmp_path):
     from bench import operators
     from core.errors import UserError

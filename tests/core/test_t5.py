@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from core import ops
+from core import compiling, ops
 from core.configs import T5Config
 from core.errors import UserError
 from core.presets import PRESETS
@@ -138,8 +138,8 @@ def test_graph_equals_pynative(graph_mode):
 
 def test_all_blocks_share_one_graph(graph_mode, monkeypatch):
     built = []
-    flat = ops._flat
-    monkeypatch.setattr(ops, "_flat", lambda *a: built.append(a[1]) or flat(*a))
+    flat = compiling._flat
+    monkeypatch.setattr(compiling, "_flat", lambda *a: built.append(a[1]) or flat(*a))
     monkeypatch.setattr(t5, "_block", ops.compiled(t5.block))
     _encode(_random(replace(TINY, num_layers=4)), _ids(1, 5))
     assert len(built) == 1

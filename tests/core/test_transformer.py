@@ -9,10 +9,12 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from core import ops, ops_cpu
+from core import ops, ops_cpu, ops_cpu_compiled
 from core.errors import UserError
+from core.lora import LoRAConfig, attach
 from core.presets import PRESETS
 from core.transformer import layers, rope
+from core.transformer.kept import kept_bytes
 from core.transformer.model import CogVideoXTransformer3DModel
 from tests.tolerances import OPERATOR_GRADIENT, relative_error
 
@@ -111,18 +113,100 @@ def test_a_sample_does_not_see_the_rest_of_its_batch():
     assert relative_error(both[1:], alone) <= 1e-6
 
 
-@pytest.mark.parametrize("mode", ["pynative", "graph"])
-def test_recomputed_gradients_are_the_same(mode):
+def _loss_and_gradients(model, values):
+    grad = ops.value_and_gradients(lambda *v: (model(*v) ** 2).mean(), model.trainable_params())
+    loss, gradients = grad(*values)
+    return [loss.asnumpy(), *(g.asnumpy() for g in gradients)]
+
+
+@pytest.mark.parametrize(("mode", "rotary"), [("pynative", True), ("pynative", False), ("graph", True)])
+def test_recomputed_gradients_are_the_same(mode, rotary):
     ops.configure(mode=mode)
-    gradients = {}
-    for recompute in (False, True):
+    config = CONFIG if rotary else replace(CONFIG, use_rotary_positional_embeddings=False, num_layers=1)
+    results = []
+    choices: Any = [("none",), ("all",), ("keep_attention", 2 if rotary else 1)]
+    for settings in choices:
+        model = _model(config)
+        model.recompute(*settings)
+        results.append(_loss_and_gradients(model, _inputs(config)))
+    # Without rotation the gradient of norm_k.bias is zero but for rounding: softmax does not see a shift.
+    floor = 1e-9 * max(np.linalg.norm(kept) for kept in results[0])
+    for others in results[1:]:
+        for kept, again in zip(results[0], others, strict=True):
+            assert np.linalg.norm(again - kept) <= max(1e-6 * np.linalg.norm(kept), floor)
+
+
+@pytest.mark.parametrize(
+    ("settings", "runs"),
+    [
+        (("none",), 2),
+        ((False,), 2),
+        (("all",), 4),
+        ((True,), 4),
+        (("all", 2), 3),
+        (("keep_attention",), 2),
+        (("keep_attention", 2), 2),
+    ],
+)
+def test_how_often_attention_runs(settings, runs, monkeypatch):
+    """Two blocks, one forward and one backward pass."""
+    calls = []
+    plain = ops_cpu.attention
+
+    def counting(*arguments):
+        calls.append(arguments)
+        return plain(*arguments)
+
+    for side in (ops_cpu, ops_cpu_compiled):
+        monkeypatch.setattr(side, "attention", counting)
+    model = _model()
+    model.recompute(*settings)
+    _loss_and_gradients(model, _inputs())
+    assert len(calls) == runs
+
+
+def test_kept_attention_with_a_lora():
+    gradients = []
+    for mode in ("none", "keep_attention"):
         model = _model()
-        model.recompute(recompute)
-        values = _inputs()
-        grad = ops.value_and_gradients(lambda *v, m=model: (m(*v) ** 2).mean(), model.trainable_params())
-        gradients[recompute] = [g.asnumpy() for g in grad(*values)[1]]
-    for kept, again in zip(gradients[False], gradients[True], strict=True):
+        lora = attach(model, LoRAConfig(rank=2, alpha=4.0, targets=("to_q", "to_out.0")), seed=1)
+        rng = np.random.default_rng(2)
+        for parameter in lora.parameters:
+            parameter.set_data(ms.Tensor(rng.standard_normal(parameter.shape, np.float32)))
+        model.recompute(mode)
+        gradients.append(_loss_and_gradients(model, _inputs()))
+    assert len(gradients[0]) == 1 + 2 * 2 * CONFIG.num_layers
+    for kept, again in zip(*gradients, strict=True):
         assert relative_error(again, kept) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", [ms.float32, ms.float16])
+def test_kept_bytes_are_those_of_the_tensors(dtype):
+    model = _model()
+    values: Any = [
+        ms.Tensor(np.ones(s, np.float32)).astype(dtype) for s in ((2, 9, CONFIG.inner_dim), (2, 6, CONFIG.inner_dim))
+    ]
+    temb = ms.Tensor(np.ones((2, CONFIG.time_embed_dim), np.float32)).astype(dtype)
+    p = {name: value.astype(dtype) for name, value in model.block("transformer_blocks.0").items()}
+    hidden, encoder, *kept = layers.block_keeping(
+        p, values[0], values[1], temb, None, None, num_heads=CONFIG.num_attention_heads, eps=CONFIG.norm_eps
+    )
+    size = {"batch": 2, "tokens": 15, "itemsize": hidden.itemsize}
+    # A block's inputs have the shapes of its outputs.
+    inputs = sum(t.size * t.itemsize for t in (hidden, encoder))
+    assert kept_bytes(CONFIG, "all", **size) == inputs
+    assert kept_bytes(CONFIG, "keep_attention", **size) == inputs + sum(t.size * t.itemsize for t in kept)
+    heads = CONFIG.num_attention_heads
+    more = kept_bytes(CONFIG, "keep_attention", **size, device="Ascend") - kept_bytes(CONFIG, "keep_attention", **size)
+    assert more == 2 * (2 * heads * 15 * 8) * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"), [(("some",), "got 'some', need one of none, all"), (("all", 0), "every 0")]
+)
+def test_recompute_settings_that_do_not_exist(settings, words):
+    with pytest.raises(UserError, match=words):
+        _model().recompute(*settings)
 
 
 def test_the_default_ofs_is_two():
@@ -173,7 +257,7 @@ def test_learned_positions_know_one_size():
         _model(config)(*_inputs(config))
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "all", "keep_attention"])
 def test_attention_in_chunks_gives_the_same_gradients(recompute, monkeypatch):
     """Two blocks, each with its own chunked attention: the custom backward of one must not serve the other."""
     ops.configure(mode="graph")

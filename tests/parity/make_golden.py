@@ -19,7 +19,7 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTran
 
 from core.presets import PRESETS
 from core.text.parameters import ALIASES
-from tests.parity import cases_schedulers, cases_text, cases_transformer, cases_vae
+from tests.parity import cases_came, cases_lora, cases_schedulers, cases_text, cases_transformer, cases_vae
 
 FOLDER = Path(__file__).parents[1] / "golden"
 _BLOCK = re.compile(r"^(transformer_blocks|encoder\.block)\.(\d+)\.")
@@ -74,9 +74,11 @@ def main() -> None:
     (FOLDER / "parameter_shapes.txt").write_text("\n".join(lines) + "\n")
     groups = {
         "transformer": cases_transformer.cases(),
+        "lora": cases_lora.cases(),
         "vae": cases_vae.cases(),
         "text": cases_text.cases(),
         "schedulers": cases_schedulers.cases(),
+        "came": cases_came.cases(),
     }
     for group, cases in groups.items():
         for number, (name, arrays) in enumerate(cases.items()):

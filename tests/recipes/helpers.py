@@ -31,6 +31,13 @@ MINIMAL: dict[str, dict[str, Any]] = {
     },
     "generate": {"model": _MODEL, "prompts": "a cat", "video": {**_SIZE, "frames": 17}},
     "decode-latents": {"model": _MODEL, "latents": "l"},
+    "train-vae": {
+        "model": {"preset": "tiny-1.5"},
+        "data": {"csv": "a.csv", "video_folder": "v"},
+        "video": {"height": 64, "width": 64, "frames": 9},
+        "train": {"steps": 3},
+    },
+    "judge": {"videos": "v"},
 }
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -69,8 +76,20 @@ _VAE = {
     ),
 }
 VALUES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "make-clips": {"clips.count": small, "clips.fps": rates, "clips.shapes": st.permutations(["circle", "square"])},
-    "make-model": {"model.preset": st.sampled_from(["tiny-1.5", "1.5-5b"]), "model.init_seed": st.integers(0, 9)},
+    "make-clips": {
+        "clips.count": small,
+        "clips.fps": rates,
+        "clips.shapes": st.permutations(["circle", "square"]),
+        "clips.colors": st.permutations(["red", "orange", "cyan"]),
+        "clips.hold_out": st.integers(1, 11),
+        "clips.hold_out_seed": st.integers(0, 9),
+        "clips.part": st.sampled_from(["train", "all"]),
+    },
+    "make-model": {
+        "model.preset": st.sampled_from(["tiny-1.5", "1.5-5b"]),
+        "model.init_seed": st.integers(0, 9),
+        "components.vae": st.none() | words,
+    },
     "encode-text": {
         **_MODEL_VALUES,
         "data.caption_column": words,
@@ -112,6 +131,17 @@ VALUES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "save.latents": booleans,
         "inputs.latents": st.none() | words,
     },
+    "train-vae": {
+        "model.init_seed": st.integers(0, 9),
+        "validation": st.none() | st.fixed_dictionaries({"csv": words, "video_folder": words}),
+        "video.height": st.integers(1, 40).map(lambda n: 8 * n),
+        "video.frames": st.integers(0, 9).map(lambda n: 8 * n + 1),
+        "train.reconstruction": st.sampled_from(["l1", "l2"]),
+        "train.kl_weight": st.floats(0, 1),
+        "optimizer.lr": positive,
+        "lr_schedule.name": st.sampled_from(["constant", "cosine"]),
+    },
+    "judge": {"csv": st.none() | words, "training_steps": st.none() | small},
     "decode-latents": {**_MODEL_VALUES, **_VAE, "latents": words, "video.fps": st.none() | rates},
 }
 

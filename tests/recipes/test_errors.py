@@ -41,9 +41,23 @@ data: {csv: a.csv, video_folder: v}
 video: {height: 64, width: 96, max_frames: 17}
 """
 TEXT = "schema: 1\nkind: encode-text\nname: x\nmodel: {path: m}\ndata: {csv: a.csv}\n"
-KIND_LIST = "make-clips, make-model, encode-text, encode-video, train, generate, decode-latents, pipeline"
+KIND_LIST = (
+    "make-clips, make-model, encode-text, encode-video, train, train-vae, generate, decode-latents, judge, pipeline"
+)
+CLIPS = "schema: 1\nkind: make-clips\nname: x\nclips: {count: 2, height: 64, width: 64, frames: 9}\n"
+VAE = """\
+schema: 1
+kind: train-vae
+name: x
+model: {preset: tiny-1.5}
+data: {csv: a.csv, video_folder: v}
+video: {height: 64, width: 64, frames: 9}
+train: {steps: 3}
+"""
 
 RECIPES = {
+    "CLIPS": CLIPS,
+    "VAE": VAE,
     "TRAIN": TRAIN,
     "TINY_TRAIN": TRAIN.replace("{path: m}", "{preset: tiny-1.5}"),
     "GENERATE": GENERATE,

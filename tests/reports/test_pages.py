@@ -103,7 +103,7 @@ def test_markdown_links_its_pictures(quickstart):
         assert (paths["markdown"].parent / target).is_file(), target
     rows = [line for line in text.splitlines() if line.startswith("| train ")]
     assert rows
-    assert "| 0.432 | 4.63 samples/s | 1.50 GiB process high-water mark | `cogbench run" in rows[0]
+    assert "| 0.432 | 4.63 samples/s | 1.50 GiB process high-water mark | with invented-quickstart |" in rows[0]
 
 
 def test_html_can_be_left_out(tmp_path):

@@ -72,7 +72,7 @@ def test_files_of_the_original_are_read(tmp_path):
 
 def test_shapes_are_read_from_the_headers(tmp_path):
     cache.write_video_cache(tmp_path / "a.npz", video())
-    shapes = cache.read_shapes(tmp_path / "a.npz")
+    shapes = cache.read_header(tmp_path / "a.npz").shapes
     assert shapes["latent_mean"] == ((3, 2, 3, 4), np.dtype(np.float32))
     assert shapes["fps"][0] == ()
 
@@ -171,7 +171,7 @@ def test_damaged_files_are_said_in_one_line(tmp_path, damage):
     assert "\n" not in str(error.value)
     if damage != "flipped":  # headers alone can't know
         with pytest.raises(UserError, match="not a readable cache file"):
-            cache.read_shapes(path)
+            cache.read_header(path)
 
 
 def test_a_missing_file_is_said(tmp_path):

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import threading
-import time
+import json
 
 import numpy as np
 import pytest
 
 from core.data import cache
-from core.data.loader import CachedClips, pad_latents, prefetch
+from core.data.loader import CachedClips, pad_latents
 from core.data.manifest import read_manifest
 from core.errors import UserError
 
@@ -32,7 +31,7 @@ def make(tmp_path, clips=5, frames=4, *, std=0.1, length=3, empty=True):
 
 
 def load(folder, **more):
-    settings = {"latent_frames": 3, "scaling_factor": SCALE, "seed": 0, "samples_per_step": 2} | more
+    settings = {"latent_frames": 3, "scaling_factor": SCALE, "seed": 0, "batch_size": 2} | more
     return CachedClips(read_manifest(folder / "c.csv"), folder / "t5", folder / "vae", **settings)
 
 
@@ -56,7 +55,7 @@ def test_text_and_latents_belong_together_and_latents_are_scaled(tmp_path):
 
 
 def test_latents_are_drawn_from_their_distribution(tmp_path):
-    data = load(make(tmp_path, clips=1, frames=3, std=2.0), scaling_factor=1.0, samples_per_step=1)
+    data = load(make(tmp_path, clips=1, frames=3, std=2.0), scaling_factor=1.0, batch_size=1)
     values = np.stack([data.sample(step, 0)["latents"] for step in range(200)])
     assert abs(values.mean()) < 0.05
     assert abs(values.std() - 2.0) < 0.05
@@ -64,16 +63,18 @@ def test_latents_are_drawn_from_their_distribution(tmp_path):
 
 def test_noise_depends_on_step_and_sample_only_so_ranks_and_resuming_change_nothing(tmp_path):
     make(tmp_path)
-    whole = list(load(tmp_path, samples_per_step=4, text_drop_prob=0.5).batches(0, 4))
-    again = load(tmp_path, samples_per_step=4, text_drop_prob=0.5)
-    resumed = list(again.batches(2, 4))
+    first = load(tmp_path, batch_size=4, text_drop_prob=0.5)
+    whole = [first.batch(step) for step in range(4)]
+    again = load(tmp_path, batch_size=1, accumulation=2, data_ranks=2, text_drop_prob=0.5)
+    resumed = [again.batch(step) for step in (2, 3)]
+    assert [again.micro_batches(3, rank) for rank in (0, 1)] == [[[0], [2]], [[1], [3]]]
     ranks = [again.batch(3, [0, 1]), again.batch(3, [2, 3])]
     for name in ("latents", "prompt_embeds", "mask"):
         assert (resumed[1][name] == whole[3][name]).all()
         assert (np.concatenate([rank[name] for rank in ranks]) == whole[3][name]).all()
     assert [batch["step"] for batch in resumed] == [2, 3]
     assert not (whole[0]["latents"][0] == whole[0]["latents"][1]).any()
-    other = load(tmp_path, samples_per_step=4, text_drop_prob=0.5, seed=1).batch(3)
+    other = load(tmp_path, batch_size=4, text_drop_prob=0.5, seed=1).batch(3)
     assert not (other["latents"] == whole[3]["latents"]).any()
 
 
@@ -87,7 +88,7 @@ def test_noise_is_not_the_noise_a_plain_generator_would_add(tmp_path):
 
 
 def test_text_is_dropped_as_often_as_asked(tmp_path):
-    data = load(make(tmp_path), text_drop_prob=0.25, samples_per_step=8)
+    data = load(make(tmp_path), text_drop_prob=0.25, batch_size=8)
     samples = [data.sample(step, i) for step in range(50) for i in range(8)]
     dropped = [s for s in samples if s["text_dropped"]]
     assert 70 <= len(dropped) <= 130
@@ -130,8 +131,13 @@ def test_a_clip_is_cut_from_its_beginning(tmp_path):
         ({"odd_latents": "drop"}, "odd_latents 'drop'; needs one of pad_first, pad_last, refuse"),
         ({"patch_size_t": 2}, "3 latent frames; patch_size_t 2 needs a multiple of 2"),
         ({"latent_frames": 5}, r"c\.csv:2 \(row 1\): .*4 latent frames \(13 video frames\); needs 5 .*and 4 more"),
+        ({"horizontal_flip": True}, "horizontal flip with the cached latents of .*vae: they were made of unflipped"),
+        ({"latent_frames": None}, "latent_frames None, 0 buckets; need 1 or more of one of them"),
+        ({"latent_frames": 0}, "latent_frames 0"),
+        ({"accumulation": 0}, "accumulation 0"),
+        ({"data_ranks": 0}, "data_ranks 0"),
         ({"text_drop_prob": 1.5}, "text_drop_prob 1.5"),
-        ({"samples_per_step": 0}, "samples_per_step 0"),
+        ({"batch_size": 0}, "batch_size 0"),
         ({"seed": -1}, "seed -1"),
     ],
 )
@@ -159,31 +165,32 @@ def test_missing_and_unequal_files_are_found_before_the_first_step(tmp_path):
         load(tmp_path)
 
 
-def test_prefetch_keeps_order_raises_errors_and_ends_its_thread():
-    assert list(prefetch(range(20), 3)) == list(range(20))
-    assert list(prefetch(range(3), 0)) == [0, 1, 2]
-
-    def broken():
-        yield 1
-        raise UserError("clip 2 is damaged")
-
-    items = prefetch(broken(), 2)
-    assert next(items) == 1
-    with pytest.raises(UserError, match="clip 2 is damaged"):
-        next(items)
-    endless = prefetch(iter(int, 1), 2)
-    assert [next(endless) for _ in range(3)] == [0, 0, 0]
-    endless.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+@pytest.mark.parametrize(("odd", "expected"), [("pad_first", [0, 0, 1, 2]), ("pad_last", [0, 1, 2, 2])])
+def test_all_published_paddings_reach_the_batch(tmp_path, odd, expected):
+    make(tmp_path, clips=1, std=0.0)
+    mean = np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1).repeat(2, 1)
+    entry = cache.VideoCache(latent_mean=mean, latent_std=np.zeros_like(mean), fps=8.0, ori_size=(8, 8))
+    cache.write_video_cache(tmp_path / "vae/v/0.npz", entry)
+    batch = load(tmp_path, scaling_factor=1.0, patch_size_t=2, odd_latents=odd).batch(0)
+    assert batch["latents"][0, :, 0, 0, 0].tolist() == expected
+    # The third way is to choose an even number, as the original does: nothing is added then.
+    even = load(tmp_path, scaling_factor=1.0, patch_size_t=2, odd_latents="refuse", latent_frames=4)
+    assert even.batch(0)["latents"][0, :, 0, 0, 0].tolist() == [0, 1, 2, 3]
 
 
-def test_prefetch_reads_ahead_but_not_further_than_its_depth():
-    made = []
-    items = prefetch((made.append(i) or i for i in range(50)), 2)
-    next(items)
-    deadline = time.monotonic() + 5
-    while len(made) < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    # One taken, two waiting, one in the thread's hand.
-    assert len(made) == 4
-    items.close()
+def test_damage_that_shows_only_when_read_names_file_and_row(tmp_path):
+    make(tmp_path, clips=2)
+    mean = np.full((4, 2, 3, 4), np.nan, np.float32)
+    np.savez(tmp_path / "vae/v/1.npz", latent_mean=mean, latent_std=mean, fps=8.0, ori_size=[24, 32])
+    data = load(tmp_path)
+    with pytest.raises(UserError, match=r"c\.csv:3 \(row 2\): .*1\.npz: latent_mean contains NaN"):
+        data.batch(0)
+
+
+def test_statistics_without_buckets(tmp_path):
+    found = load(make(tmp_path), accumulation=2).statistics()
+    assert json.loads(json.dumps(found)) == found
+    row = found["buckets"][0]
+    assert (row["frames"], row["height"], row["width"], row["clips"]) == (9, 24, 32, 5)
+    assert row["crop_mean"] is row["crop_max"] is None  # files without identity do not say how they were cut
+    assert (found["clips"], found["steps_per_epoch"], found["without_identity"]) == (5, 1.25, 10)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -67,8 +69,45 @@ def test_clips_depend_on_seed_and_number_only_and_do_not_repeat():
 
 def test_every_caption_is_listed_once():
     captions = shapes.all_captions()
-    assert len(set(captions)) == len(captions) == 120
-    assert {shapes.draw_clip(0, i).caption for i in range(120)} == set(captions)
+    assert len(set(captions)) == len(captions) == 3 * 8 * 4 * 2
+    every = {shapes.draw_clip(0, i, colors=tuple(shapes.COLORS)).caption for i in range(192)}
+    assert every == set(captions)
+    by_default = {shapes.draw_clip(0, i).color for i in range(120)}
+    assert by_default == {"red", "green", "blue", "yellow", "white"}
+
+
+@pytest.mark.parametrize(("hold_out", "seed"), [(1, 0), (12, 0), (12, 5), (30, 1)])
+def test_train_and_held_out_share_nothing_and_make_all(hold_out, seed):
+    def named(part: Any, **more: Any):
+        return shapes.combinations(hold_out=hold_out, hold_out_seed=seed, part=part, **more)
+
+    train, held_out = set(named("train")), set(named("held_out"))
+    assert len(held_out) == hold_out
+    assert not train & held_out
+    assert train | held_out == set(named("all")) == set(shapes.combinations())
+    reordered: dict[str, Any] = {"colors": shapes.DEFAULT_COLORS[::-1], "motions": tuple(shapes.MOTIONS)[::-1]}
+    assert set(named("held_out", **reordered)) == held_out
+
+
+def test_draws_visit_their_part_only_and_all_of_it():
+    settings: dict[str, Any] = {"hold_out": 10, "hold_out_seed": 2}
+    parts: list[tuple[shapes.Part, int]] = [("train", 50), ("held_out", 10), ("all", 60)]
+    for part, count in parts:
+        drawn = [shapes.draw_clip(1, i, part=part, **settings) for i in range(2 * count)]  # two backgrounds
+        seen = [(c.shape, c.color, c.motion) for c in drawn]
+        assert set(seen) == set(shapes.combinations(part=part, **settings))
+        assert len({(c.shape, c.color, c.motion, c.background) for c in drawn}) == 2 * count
+    other = set(shapes.combinations(part="held_out", hold_out=10, hold_out_seed=3))
+    assert other != set(shapes.combinations(part="held_out", **settings))
+
+
+def test_a_hold_out_that_can_not_be_is_refused():
+    with pytest.raises(UserError, match=r"clips\.hold_out: got 60, need 0 to 59 of 60 combinations"):
+        shapes.combinations(hold_out=60)
+    with pytest.raises(UserError, match=r"clips\.part: held_out of clips\.hold_out 0 is empty"):
+        shapes.draw_clip(0, 0, part="held_out")
+    with pytest.raises(UserError, match=r"hold_out: 3 with clips\.hold_out_seed 0 leaves no .* in train"):
+        shapes.combinations(shapes=("circle",), motions=("up",), colors=("red", "green", "blue", "cyan"), hold_out=3)
 
 
 def test_what_is_not_known_is_refused():

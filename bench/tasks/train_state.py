@@ -1,0 +1,210 @@
+"""Everything a training run changes, and how it is saved, compared and taken over."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.errors import UserError
+from core.train import checkpoint
+from core.train.checkpoint import CheckpointError, State, joined, split
+
+# Sections and keys that change no number of a training step, and paths: files may have moved, so what they hold is
+# compared instead (the videos' names, the last batch, the frozen weights).
+_FREE = frozenset(
+    {"schema", "kind", "name", "description", "output", "validation", "model.path", "model.transformer", "model.vae"}
+    | {"model.text_encoder", "model.tokenizer", "model.scheduler", "model.lora", "data.csv", "data.text_embed_folder"}
+    | {"data.video_embed_folder", "data.video_folder", "train.steps", "train.save_every", "train.keep_checkpoints"}
+    | {"train.resume", "train.merge_lora", "train.log_every", "runtime.timeout_s", "runtime.repeats"}
+    | {"runtime.max_device_memory", "runtime.log_level"}
+)
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """The parts of a run that training changes."""
+
+    transformer: Any
+    lora: Any
+    optimizer: Any
+    ema: Any
+    loss_scale: Any
+    step_fn: Any
+
+    def exports(self) -> dict[str, Any]:
+        """Folder -> function that writes it, for a checkpoint: weights in the published layouts."""
+        from core import weights  # noqa: PLC0415 - imports mindspore
+        from core.lora import save_lora  # noqa: PLC0415
+
+        name = "transformer" if self.lora is None else "lora"
+
+        def weights_of(folder: Path) -> None:
+            if self.lora is None:
+                weights.save_transformer(self.transformer, folder)
+            else:
+                save_lora(self.lora, folder)
+
+        def averages(folder: Path) -> None:
+            with self.ema.swapped():
+                weights_of(folder)
+
+        return {name: weights_of} | ({"ema": averages} if self.ema else {})
+
+    def digest(self) -> str:
+        """sha256 of what is trained: the transformer, or the LoRA's parameters."""
+        from core import weights  # noqa: PLC0415
+
+        if self.lora is None:
+            return weights.parameter_digest(self.transformer)
+        digest = hashlib.sha256()
+        for name, array in self.lora.arrays().items():
+            digest.update(f"{name} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def merge_and_save(self, folder: Path) -> None:
+        """Writes the transformer with the LoRA in its weights; the LoRA is gone afterwards."""
+        from core import weights  # noqa: PLC0415
+
+        weights.save_transformer(self.lora.merge(), folder)
+
+    def arrays_and_numbers(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What a checkpoint holds besides ``exports``: fp32 arrays, and numbers that JSON keeps exactly."""
+        state = self.optimizer.state()
+        numbers = {name: int(value) for name, value in state.items() if value.dtype != np.float32}
+        parts = {"optimizer": {name: value for name, value in state.items() if name not in numbers}}
+        if self.lora is not None:
+            parts |= {"lora": self.lora.arrays()} | ({"average": self.ema.state()} if self.ema else {})
+        scale = self.loss_scale.state() if self.loss_scale else {}
+        step = {"skips_in_a_row": self.step_fn.skips_in_a_row}
+        return joined(**parts), joined(optimizer=numbers, loss_scale=scale, step=step)
+
+    def save(self, out: Path, step: int, facts: dict[str, Any], keep: int | None) -> Path:
+        """Writes the checkpoint after ``step`` steps."""
+        arrays, numbers = self.arrays_and_numbers()
+        state = State(step=step, arrays=arrays, numbers=numbers, facts=facts)
+        return checkpoint.save(out, state, self.exports(), keep=keep)
+
+    def take_over(self, folder: Path, state: State) -> None:
+        """Sets everything to what ``save`` wrote in ``folder``."""
+        from core import weights  # noqa: PLC0415
+
+        if self.lora is None:
+            weights.load_into(self.transformer, folder / "transformer")
+        else:
+            self.lora.assign(split("lora", state.arrays))
+        optimizer = {name: np.array(value, np.int64) for name, value in split("optimizer", state.numbers).items()}
+        self.optimizer.load_state(optimizer | split("optimizer", state.arrays))
+        if self.ema:
+            self.ema.load_state(split("average", state.arrays) if self.lora else self._averages(folder / "ema"))
+        if self.loss_scale:
+            self.loss_scale.load_state(split("loss_scale", state.numbers))
+        self.step_fn.skips_in_a_row = split("step", state.numbers)["skips_in_a_row"]
+
+    def _averages(self, folder: Path) -> dict[str, np.ndarray]:
+        """The averages of a full fine-tuning, which are stored as the transformer they make."""
+        from core.checkpoint import Checkpoint  # noqa: PLC0415
+
+        with Checkpoint(folder) as stored:
+            return {f"ema.{p.name}": stored.tensor(p.name) for p in self.ema.parameters}
+
+
+def essentials(recipe: Any) -> dict[str, Any]:
+    """The recipe's values that decide the numbers of each step, by dotted key."""
+    flat = _flat(recipe.model_dump(mode="json", by_alias=True))
+    values = {key: value for key, value in flat.items() if not _free(key)}
+    if recipe.lr_schedule.name != "constant":
+        values["train.steps"] = recipe.train.steps
+    return values
+
+
+def _free(key: str) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[: n + 1]) in _FREE for n in range(len(parts)))
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        k: v for name, inner in value.items() for k, v in _flat(inner, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def batch_digest(clips: Any, step: int) -> str | None:
+    """sha256 of the latents and text of optimizer step ``step``; None where clips are encoded in the loop.
+
+    Cached ones are the same bytes on every machine; encoders round in another way on each.
+    """
+    from core.data.loader import CachedClips  # noqa: PLC0415
+
+    if not isinstance(clips, CachedClips):
+        return None
+    digest = hashlib.sha256()
+    for samples in clips.micro_batches(step):
+        batch = clips.batch(step, samples)
+        for name in ("latents", "prompt_embeds"):
+            digest.update(np.ascontiguousarray(batch[name]).tobytes())
+    return digest.hexdigest()
+
+
+def find_checkpoint(resume: str | None, out: Path) -> Path | None:
+    """The checkpoint to go on from, None to begin.
+
+    Raises:
+        UserError: it is not there; or ``out`` holds checkpoints that the run would come to write again.
+    """
+    checkpoint.clean(out)
+    newest = checkpoint.newest(out)
+    if resume is None and newest is not None:
+        raise UserError(
+            f"output.folder: {out} holds {newest.name} of an earlier run, which would be overwritten: go on from it "
+            "with train.resume: latest (or --resume), remove it, or choose another folder"
+        )
+    if resume in (None, checkpoint.LATEST):
+        return newest
+    folder = Path(str(resume))
+    if not folder.is_dir():
+        raise UserError(f"train.resume: no folder {folder}; need latest or a checkpoint's folder")
+    if newest is not None and checkpoint.step_of(newest) > checkpoint.step_of(folder):
+        raise UserError(
+            f"train.resume: {folder.name}, but {out} holds the later {newest.name}, which would be overwritten: "
+            "remove it, choose another output.folder, or resume from latest"
+        )
+    return folder
+
+
+def check_same_run(folder: Path, state: State, facts: dict[str, Any], steps: int) -> None:
+    """CheckpointError naming what differs if the checkpoint is not one of this recipe with this data."""
+    if state.step > steps:
+        raise CheckpointError(f"{folder}: {state.step} steps are done, train.steps is {steps}: raise it")
+    problems = _differences(state.facts.get("recipe", {}), facts["recipe"])
+    problems += [words for name, words in _CONTENT.items() if state.facts.get(name) != facts[name]]
+    if problems:
+        falling = any(problem.startswith("train.steps") for problem in problems)
+        hint = " (with a schedule that falls, train.steps decides every learning rate)" if falling else ""
+        raise CheckpointError(
+            f"{folder}: a checkpoint of another run: {'; '.join(problems)}{hint}; go back to these values, or start a "
+            "new run with model.transformer set to the checkpoint's transformer"
+        )
+
+
+_CONTENT = {
+    "videos": "data.csv names other videos",
+    "frozen": "the frozen weights below the LoRA are others",
+}
+
+
+def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    def shown(values: dict[str, Any], key: str) -> str:
+        return repr(values[key]) if key in values else "absent"
+
+    keys = [*saved, *(key for key in now if key not in saved)]
+    pairs = [(key, shown(saved, key), shown(now, key)) for key in keys]
+    # A section that appears or goes is told by its keys.
+    sections = {key.rpartition(".")[0] for key in keys}
+    return [f"{key} was {old} and is {new}" for key, old, new in pairs if old != new and key not in sections]

@@ -1,0 +1,110 @@
+"""The CPU side of ``core.ops`` with our own kernels (``kernels.cpp``) where they beat MindSpore's operators.
+
+Everything else is ``core.ops_cpu``, and so is every call whose type is not fp32. The kernels are ``Custom`` primitives;
+their ``bprop`` belongs to the primitive and uses inputs only, so the bug that forbids Cells with a ``bprop``
+(docs/design/002) does not reach it; the same tests guard it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops as _ops
+
+from core import ops_cpu
+from core.ops_cpu import (
+    attention,
+    attention_again,
+    attention_keeping,
+    conv,
+    group_norm,
+    linear,
+    repeat_nearest,
+    rms_norm,
+    silu,
+)
+
+__all__ = [
+    "adaptive_norm", "attention", "attention_again", "attention_keeping", "conv", "gelu_tanh", "group_norm",
+    "layer_norm", "linear", "repeat_nearest", "rms_norm", "rotate", "silu", "use",
+]  # fmt: skip
+
+# Primitives of the library given to ``use``: the graph compiler resolves module globals.
+_library: Path | None = None
+_gelu: Any = None
+_gelu_gradient: Any = None
+_norm: Any = None
+_norm_gradient: Any = None
+_rotate: Any = None
+_rotate_gradient: Any = None
+
+
+def use(library: Path) -> None:
+    """Makes the primitives of a built library, unless they are; called by ``ops.configure``."""
+    global _library, _gelu, _gelu_gradient, _norm, _norm_gradient, _rotate, _rotate_gradient  # noqa: PLW0603
+    if library == _library:
+        return
+    _library = library
+
+    def first(x, *_):
+        return x
+
+    def first_and_affine(x, weight, *_):
+        return x, weight, weight
+
+    def custom(name, infer, bprop=None):
+        return _ops.Custom(f"{library}:{name}", out_shape=infer, out_dtype=infer, func_type="aot", bprop=bprop)
+
+    _gelu_gradient = custom("gelu_gradient", first)
+    _gelu = custom("gelu", first, _gelu_bprop)
+    _norm_gradient = custom("layer_norm_gradient", first_and_affine)
+    _norm = custom("layer_norm", first, _norm_bprop)
+    _rotate_gradient = custom("rotate_gradient", first)
+    _rotate = custom("rotate", first, _rotate_bprop)
+
+
+def _gelu_bprop(x, out, grad):
+    return (_gelu_gradient(x, grad),)
+
+
+def _norm_bprop(x, weight, bias, eps, out, grad):
+    dx, dweight, dbias = _norm_gradient(x, weight, eps, grad)
+    return dx, dweight, dbias, _ops.zeros_like(eps)
+
+
+def _rotate_bprop(x, cos, sin, out, grad):
+    return _rotate_gradient(grad, cos, sin), _ops.zeros_like(cos), _ops.zeros_like(sin)
+
+
+def gelu_tanh(x):
+    return _gelu(x) if x.dtype == ms.float32 else ops_cpu.gelu_tanh(x)
+
+
+@_ops.constexpr
+def _constant(value, *shape):
+    return ms.Tensor(np.full(shape, value, np.float32))
+
+
+def _normalised(x, weight_GD, bias_GD, eps):
+    return _norm(x.astype(ms.float32), weight_GD, bias_GD, _constant(eps, 1)).astype(x.dtype)
+
+
+def layer_norm(x, weight, bias, eps):
+    size = x.shape[-1]
+    weight = _constant(1.0, 1, size) if weight is None else weight.astype(ms.float32).reshape(1, size)
+    bias = _constant(0.0, 1, size) if bias is None else bias.astype(ms.float32).reshape(1, size)
+    return _normalised(x, weight, bias, eps)
+
+
+def adaptive_norm(x_BLD, weight, bias, scale_B1D, shift_B1D, eps):
+    weight_BD, bias_BD = ops_cpu.folded(weight, bias, scale_B1D, shift_B1D)
+    return _normalised(x_BLD, weight_BD, bias_BD, eps)
+
+
+def rotate(x_BNSK, cos_SK, sin_SK):
+    if x_BNSK.dtype != ms.float32:
+        return ops_cpu.rotate(x_BNSK, cos_SK, sin_SK)
+    return _rotate(x_BNSK, cos_SK, sin_SK)

@@ -1,0 +1,123 @@
+"""CAME (arXiv:2307.02047): Adafactor's factored second moment, guided by how far momentum and update agree.
+
+Definition, order of operations and what sharding needs: docs/design/007.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import mindspore as ms
+from mindspore import mint
+
+from core.optim.base import Optimizer, State, decayed, zeros
+
+Mean = Callable[[ms.Tensor], ms.Tensor]
+
+
+def unsharded(mean: ms.Tensor) -> ms.Tensor:
+    """The mean over shards of a tensor that is in one piece: itself."""
+    return mean
+
+
+def _inverse_root(row, column, rows_mean):
+    """``1 / sqrt`` of the rank-1 estimate ``row column / mean(row)``: ``[.., r], [.., c] -> [.., r, c]``."""
+    scaled = row / rows_mean(mint.mean(row, dim=-1, keepdim=True))
+    return mint.rsqrt(scaled).unsqueeze(-1) * mint.rsqrt(column).unsqueeze(-2)
+
+
+def _clipped(u, clip_threshold, shards_mean):
+    """``u`` scaled down to a root mean square of ``clip_threshold``."""
+    rms = mint.sqrt(shards_mean(mint.mean(u * u)))
+    return u / mint.clamp(rms / clip_threshold, min=1.0)
+
+
+def factored(
+    p, factor, lr, *, beta1, beta2, beta3, rest1, rest2, rest3, eps1, eps2, clip_threshold, weight_decay, rows_mean,
+    shards_mean,
+):  # fmt: skip
+    """One step of a tensor of two or more dimensions: ``p`` holds value, gradient, m ``[.., r, c]``, two averages of
+    rows ``[.., r]`` and of columns ``[.., c]`` -> ``(value, m, v_row, v_column, residual_row, residual_column)``.
+
+    ``rest`` are 1 - beta. ``rows_mean`` and ``shards_mean`` complete a mean over the rows, or over all elements, of
+    which this process holds a part.
+    """
+    gradient = p["gradient"].astype(ms.float32) * factor
+    square = gradient * gradient + eps1
+    v_row = beta2 * p["v_row"] + rest2 * mint.mean(square, dim=-1)
+    v_column = beta2 * p["v_column"] + rest2 * rows_mean(mint.mean(square, dim=-2))
+    u = _clipped(_inverse_root(v_row, v_column, rows_mean) * gradient, clip_threshold, shards_mean)
+    m = beta1 * p["m"] + rest1 * u
+    residual = (u - m) * (u - m) + eps2
+    r_row = beta3 * p["residual_row"] + rest3 * mint.mean(residual, dim=-1)
+    r_column = beta3 * p["residual_column"] + rest3 * rows_mean(mint.mean(residual, dim=-2))
+    value = p["value"] - (lr * weight_decay) * p["value"]
+    return value - lr * (_inverse_root(r_row, r_column, rows_mean) * m), m, v_row, v_column, r_row, r_column
+
+
+def unfactored(
+    p, factor, lr, *, beta1, beta2, rest1, rest2, eps1, clip_threshold, weight_decay, shards_mean,
+):  # fmt: skip
+    """One step of a vector: ``p`` holds value, gradient, m, v ``[n]`` -> ``(value, m, v)``; no residual is kept."""
+    gradient = p["gradient"].astype(ms.float32) * factor
+    v = beta2 * p["v"] + rest2 * (gradient * gradient + eps1)
+    m = beta1 * p["m"] + rest1 * _clipped(mint.rsqrt(v) * gradient, clip_threshold, shards_mean)
+    value = p["value"] - (lr * weight_decay) * p["value"]
+    return value - lr * m, m, v
+
+
+def update(p, factor, lr, **hyper):
+    """``factored`` or ``unfactored``, whichever state ``p`` holds."""
+    if "v_row" in p:
+        return factored(p, factor, lr, **hyper)
+    return unfactored(p, factor, lr, **hyper)
+
+
+class CAME(Optimizer):
+    """CAME over named parameters, as ``came-pytorch``; its state is fp32 whatever the parameters' type.
+
+    Args:
+        parameters: trainable parameters. Tensors of two or more dimensions are factored over the last two.
+        betas: decay of the update's average, of the squared gradient's, of the residual's.
+        eps: added to the squared gradient, to the squared residual.
+        weight_decay: decoupled: ``value * (1 - lr * weight_decay)`` before the update is subtracted.
+        clip_threshold: bound of each tensor's update in root mean square.
+        decay: which parameters decay (``core.optim.groups.decay_mask``); None is all.
+        sharded: which parameters are equal parts, cut along dimension 0, of tensors spread over processes.
+        shards_mean: mean of a tensor over those processes, same shape; may be called inside a compiled function.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[ms.Parameter],
+        *,
+        betas: tuple[float, float, float],
+        eps: tuple[float, float],
+        weight_decay: float,
+        clip_threshold: float = 1.0,
+        decay: Sequence[bool] | None = None,
+        sharded: Sequence[bool] | None = None,
+        shards_mean: Mean = unsharded,
+    ):
+        parts = [False] * len(parameters) if sharded is None else list(sharded)
+        statics = []
+        for q, part, decay_rate in zip(parameters, parts, decayed(parameters, decay, weight_decay), strict=True):
+            mean = shards_mean if part else unsharded
+            static = {"clip_threshold": clip_threshold, "weight_decay": decay_rate, "shards_mean": mean, "eps1": eps[0]}
+            static |= {"beta1": betas[0], "rest1": 1.0 - betas[0], "beta2": betas[1], "rest2": 1.0 - betas[1]}
+            if len(q.shape) >= 2:
+                # Only of a matrix is dimension 0, along which shards are cut, the dimension of rows.
+                static["rows_mean"] = mean if len(q.shape) == 2 else unsharded
+                static |= {"beta3": betas[2], "rest3": 1.0 - betas[2], "eps2": eps[1]}
+            statics.append(static)
+        super().__init__(parameters, [_zero_state(tuple(q.shape)) for q in parameters], update, statics)
+
+
+def _zero_state(shape: tuple[int, ...]) -> State:
+    if len(shape) < 2:
+        return {"m": zeros(shape), "v": zeros(shape)}
+    row, column = shape[:-1], (*shape[:-2], shape[-1])
+    return {
+        "m": zeros(shape), "v_row": zeros(row), "v_column": zeros(column), "residual_row": zeros(row),
+        "residual_column": zeros(column),
+    }  # fmt: skip

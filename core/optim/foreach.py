@@ -1,0 +1,103 @@
+"""One update of many tensors in few compiled calls.
+
+A call into a graph costs the same for a bias as for a large matrix, so a call for each tensor is mostly overhead when
+tensors are small; one graph over all tensors takes long to compile for a large model and holds every new value beside
+every old one, which doubles the optimiser's memory. In between: tensors of equal signature are cut into bundles of at
+most ``MAX_TENSORS`` and ``MAX_BYTES``, all bundles of a signature have one size, and so one graph serves them all.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import mindspore as ms
+
+from core import ops
+
+MAX_TENSORS = 8
+MAX_BYTES = 2**25  # of one fp32 copy; a larger tensor is a bundle of its own
+
+
+def bundles(signatures: Sequence[Hashable], sizes: Sequence[int]) -> list[list[int]]:
+    """Indices of tensors in bundles of equal signature and, for each signature, equal length.
+
+    Where a count does not divide, the last bundle repeats its last index: another length would be another graph.
+    ``sizes`` are elements.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for index, signature in enumerate(signatures):
+        groups.setdefault(signature, []).append(index)
+    result = []
+    for members in groups.values():
+        most = max(1, min(MAX_TENSORS, MAX_BYTES // max(1, 4 * sizes[members[0]])))
+        count = math.ceil(len(members) / most)
+        length = math.ceil(len(members) / count)
+        padded = members + members[-1:] * (count * length - len(members))
+        result += [padded[start : start + length] for start in range(0, len(padded), length)]
+    return result
+
+
+class ForEach:
+    """Runs a pure ``update(one, *scalars, **static)`` for each of many tensors.
+
+    Args:
+        update: ``one`` maps fields to tensors; returns a tuple of tensors.
+        shapes: shape of each tensor.
+        types: its type, or whatever else tells signatures apart.
+        statics: keyword arguments of ``update`` for each tensor: hashable, compiled in.
+    """
+
+    def __init__(
+        self,
+        update: Callable,
+        shapes: Sequence[tuple[int, ...]],
+        types: Sequence[Hashable],
+        statics: Sequence[dict[str, Any]],
+    ):
+        self.statics = list(statics)
+        keys = [
+            (tuple(shape), kind, tuple(sorted(static.items(), key=lambda item: item[0])))
+            for shape, kind, static in zip(shapes, types, statics, strict=True)
+        ]
+        self.bundles = bundles(keys, [math.prod(shape) for shape in shapes])
+        self.update = update
+
+    def __call__(
+        self, read: Callable[[int], dict[str, ms.Tensor]], write: Callable[[int, tuple], None], *scalars: ms.Tensor
+    ) -> None:
+        """``read(i)`` gives the fields of tensor i, ``write(i, values)`` takes its results.
+
+        Reads and writes alternate bundle by bundle, so no more than one bundle exists twice.
+        """
+        for indices in self.bundles:
+            p = {}
+            for place, index in enumerate(indices):
+                p |= {f"{field}.{place}": tensor for field, tensor in read(index).items()}
+            fields = tuple(name.removesuffix(".0") for name in p if name.endswith(".0"))
+            names = tuple(tuple(f"{field}.{place}" for field in fields) for place in range(len(indices)))
+            results = _compiled(self.update)(p, *scalars, fields=fields, names=names, **self.statics[indices[0]])
+            width = len(results) // len(indices)
+            for place, index in enumerate(dict.fromkeys(indices)):
+                write(index, results[place * width : (place + 1) * width])
+
+
+@functools.cache
+def _compiled(update: Callable) -> Callable:
+    """One for all users of ``update``: its graphs serve every optimiser of a process."""
+    return ops.compiled(_over_bundle(update))
+
+
+def _over_bundle(update: Callable) -> Callable:
+    def over_bundle(p, *scalars, fields, names, **static):
+        results = ()
+        for group in names:
+            one = {}
+            for j in range(len(fields)):
+                one[fields[j]] = p[group[j]]
+            results = results + update(one, *scalars, **static)
+        return results
+
+    return over_bundle

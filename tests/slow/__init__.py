@@ -1,0 +1,1 @@
+"""Tests that take minutes; ``tox -e slow``."""
