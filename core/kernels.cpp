@@ -137,7 +137,8 @@ struct Arguments {
   float* out(int index) const { return static_cast<float*>(data[index]); }
 };
 
-// e^x to about one unit in the last place for x in [-87, 88]; 0 < result <= infinity; NaN stays NaN.
+// e^x to about one unit in the last place for x in [-87, 88]; 0 < result <= infinity; NaN stays NaN. Range reduction
+// and coefficients are those of Cephes' expf (S. L. Moshier).
 inline float exponential(float x) {
   x = x > 89.0f ? 89.0f : x;
   x = x < -87.0f ? -87.0f : x;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def run(recipe: str, out: str, *options: str) -> int:
 
 
 if __name__ == "__main__":
+    # A shell starts background jobs with SIGINT ignored, and so would be everything below it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run(*sys.argv[1:])
     loaded_modules = {"mindspore", "pandas", "jinja2", "numpy"} & set(sys.modules)
     assert not loaded_modules, f"the parent imported {loaded_modules}"
