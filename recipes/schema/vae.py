@@ -33,6 +33,9 @@ class VAETraining(Section):
     """Mean absolute or mean squared difference of pixels in [-1, 1]."""
     kl_weight: Annotated[FiniteFloat, Field(ge=0)] = 1e-6
     """Weight of the mean KL divergence per latent value from a standard normal."""
+    initial_logvar: Annotated[FiniteFloat, Field(ge=-30, le=20)] | None = None
+    """Log variance that the encoder's last bias starts with: with -6 hardly any noise hides what is learnt first;
+    null: as the weights have it (0, the prior's, for a preset)."""
     max_grad_norm: Rate | None = 1.0
     """Gradients are scaled down to this global L2 norm; null: never."""
     log_every: Positive = 1

@@ -107,6 +107,18 @@ def test_train_vae_writes_a_vae_that_moved_with_its_own_scaling_factor(world, tm
         assert reader.read().shape == (9, 16, 64, 3)
 
 
+def test_the_noise_of_the_latents_starts_where_the_recipe_says():
+    vae = AutoencoderKLCogVideoX(PRESETS["tiny-1.5"].vae).initialize(0)
+    video = ms.Tensor(np.random.default_rng(0).uniform(-1, 1, (1, 3, 1, 16, 16)).astype(np.float32))
+    bias = next(p for p in vae.get_parameters() if p.name == "encoder.conv_out.conv.bias").asnumpy().copy()
+    mean, logvar = (part.asnumpy() for part in vae.posterior(video))
+    train_vae.set_logvar(vae, -6.0)
+    same, lower = (part.asnumpy() for part in vae.posterior(video))
+    np.testing.assert_array_equal(same, mean)
+    moved = (-6.0 - bias[len(bias) // 2 :]).reshape(1, -1, 1, 1, 1)
+    np.testing.assert_allclose(lower - logvar, np.broadcast_to(moved, logvar.shape), atol=1e-5)
+
+
 def test_without_validation_the_metric_says_that_it_saw_training_clips(world, tmp_path):
     recipe = vae_recipe(world, train={"steps": 1, "reconstruction": "l2", "statistics_clips": 1})
     metrics = named(run(train_vae, recipe, tmp_path / "out"), "metric")
