@@ -55,7 +55,8 @@ class Model(nn.Cell):
         self.adapter: Any = None  # what core.lora keeps here while a LoRA is attached
         self.hand_out: dict[str, Callable] = {}  # name -> function of the parameter, applied where block hands it out
         self._hidden: set[str] = set()
-        self._blocks: dict[tuple, dict[str, ms.Parameter]] = {}
+        self._types: dict[str, ms.Type] = {}  # of parameters from outside
+        self._blocks: dict[tuple, dict[str, tuple[str, ms.Parameter]]] = {}
         for name, spec in table.items():
             tensor = ms.Tensor(shape=spec.shape, dtype=dtype, init=_Empty())
             parameter = ms.Parameter(tensor, name=name, requires_grad=spec.trainable)
@@ -86,6 +87,7 @@ class Model(nn.Cell):
     def add(self, parameter: ms.Parameter, *, handed_out: bool = True) -> None:
         """Adds a parameter from outside (not in ``table``, any type); ``handed_out``: ``block`` returns it."""
         self.insert_param_to_cell(parameter.name, parameter, check_name_contain_dot=False)
+        self._types[parameter.name] = parameter.dtype
         if not handed_out:
             self._hidden.add(parameter.name)
         self._blocks.clear()
@@ -94,6 +96,7 @@ class Model(nn.Cell):
         """Takes a parameter that was added away again, with its rule in ``hand_out``."""
         del self._params[name]
         self.hand_out.pop(name, None)
+        self._types.pop(name, None)
         self._hidden.discard(name)
         self._blocks.clear()
 
@@ -106,22 +109,27 @@ class Model(nn.Cell):
         key = (prefixes, keep_prefix)
         if key not in self._blocks:
             self._blocks[key] = {
-                name if keep_prefix else name[len(prefix) + 1 :]: parameter
+                name if keep_prefix else name[len(prefix) + 1 :]: (name, parameter)
                 for prefix in prefixes
                 for name, parameter in self._params.items()
                 if name.startswith(prefix + ".") and name not in self._hidden
             }
         held = self._blocks[key]
         # What a rule made may depend on trained parameters.
-        frozen = frozenset(n for n, q in held.items() if not q.requires_grad and q.name not in self.hand_out)
-        return Handed({name: self._handed_out(parameter) for name, parameter in held.items()}, frozen)
+        frozen = frozenset(short for short, (name, q) in held.items() if name not in self.hand_out and not _trained(q))
+        return Handed({short: self._handed_out(name, q) for short, (name, q) in held.items()}, frozen)
 
-    def _handed_out(self, parameter: ms.Parameter) -> ms.Tensor:
-        rule = self.hand_out.get(parameter.name)
-        value = parameter if rule is None else rule(parameter)
-        if value is parameter and value.dtype == self.compute_dtype:
+    def _handed_out(self, name: str, parameter: ms.Parameter) -> ms.Tensor:
+        rule = self.hand_out.get(name)
+        # Types and names are looked up: to ask a parameter waits until all pending work is done (MindSpore 2.10).
+        if rule is None and self._types.get(name, self.param_dtype) == self.compute_dtype:
             return parameter.view(parameter.shape)
-        return value.astype(self.compute_dtype)
+        return (parameter if rule is None else rule(parameter)).astype(self.compute_dtype)
+
+
+def _trained(parameter: ms.Parameter) -> bool:
+    """``requires_grad`` from the private field: the property waits until all pending work is done."""
+    return parameter._param_info.requires_grad
 
 
 class _Empty(Initializer):

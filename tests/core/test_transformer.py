@@ -270,3 +270,15 @@ def test_attention_in_chunks_gives_the_same_gradients(recompute, monkeypatch):
         gradients.append([g.asnumpy() for g in grad(*values)[1]])
     for whole, chunked in zip(*gradients, strict=True):
         assert relative_error(chunked, whole) <= OPERATOR_GRADIENT
+
+
+def test_handing_out_a_block_asks_no_parameter(monkeypatch):
+    """A parameter's name, type or ``requires_grad`` waits for all pending work, once a parameter and block."""
+    model = CogVideoXTransformer3DModel(PRESETS["tiny-1.5"].transformer).initialize(0)
+
+    def waits(parameter):
+        raise AssertionError("this waits until all pending work is done")
+
+    for name in ("param_info", "dtype", "name", "requires_grad"):
+        monkeypatch.setattr(ms.Parameter, name, property(waits))
+    assert model.block("transformer_blocks.0")
