@@ -130,8 +130,8 @@ class _Recomputed(nn.Cell):
             first, second = again(*values[:-2])
             return (first * values[-2]).sum() + (second * values[-1]).sum()
 
-        gradient_one = ms.grad(weighted_one, wanted)  # type: ignore[arg-type]  # its annotation forgets tuples
-        gradient_pair = ms.grad(weighted_pair, wanted)  # type: ignore[arg-type]
+        positions: Any = wanted  # the annotation of ``ms.grad`` forgets tuples of positions, its documentation has them
+        gradient_one, gradient_pair = ms.grad(weighted_one, positions), ms.grad(weighted_pair, positions)
 
         def backward_one(*values):
             return gradient_one(*values)

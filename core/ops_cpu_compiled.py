@@ -44,7 +44,7 @@ _rotate_gradient: Any = None
 
 def use(library: Path) -> None:
     """Makes the primitives of a built library, unless they are; called by ``ops.configure``."""
-    global _library, _gelu, _gelu_gradient, _norm, _norm_gradient, _rotate, _rotate_gradient  # noqa: PLW0603
+    global _library, _gelu, _gelu_gradient, _norm, _norm_gradient, _rotate, _rotate_gradient  # noqa: PLW0603  see above
     if library == _library:
         return
     _library = library

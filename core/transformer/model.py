@@ -59,7 +59,8 @@ class CogVideoXTransformer3DModel(Model):
         Raises:
             UserError: another mode, or ``every`` below 1.
         """
-        mode = {True: "all", False: "none"}.get(mode, mode)  # type: ignore[call-overload]
+        if isinstance(mode, bool):
+            mode = "all" if mode else "none"
         if mode not in get_args(Recompute):
             raise UserError(f"recompute: got {mode!r}, need one of {', '.join(get_args(Recompute))}")
         if every < 1:

@@ -12,14 +12,9 @@ from core.data.loader import CachedClips
 from core.data.manifest import read_manifest
 from core.errors import UserError
 from core.text.tokenizer import Tokenizer
-from tests.bench.test_encode_tasks import (  # noqa: F401 - fixtures
-    _started,
-    clips,
-    failures,
-    run,
-    text_recipe,
-    video_recipe,
-)
+from tests.bench.task_runs import failures, run_task, video_recipe
+
+pytestmark = pytest.mark.usefixtures("mindspore_runs")
 
 CAPTIONS = [
     'she said "stop", twice',
@@ -38,12 +33,12 @@ TABLES = {
 }
 
 
-def test_difficult_captions_are_encoded_character_by_character(tmp_path, text_recipe):  # noqa: F811
+def test_difficult_captions_are_encoded_character_by_character(tmp_path, text_recipe):
     assert len(CAPTIONS[3]) == 10_000
     table = tmp_path / "c.csv"
     with table.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["video", "caption"], *([f"{i}.mp4", text] for i, text in enumerate(CAPTIONS))])
-    ctx, events = run(encode_text, text_recipe | {"data": {"csv": str(table)}}, tmp_path / "out")
+    ctx, events = run_task(encode_text, text_recipe | {"data": {"csv": str(table)}}, tmp_path / "out")
     assert ctx.failures == 0
     tokenizer = Tokenizer(tmp_path / "tokenizer")
     for i, caption in enumerate(CAPTIONS):
@@ -54,7 +49,7 @@ def test_difficult_captions_are_encoded_character_by_character(tmp_path, text_re
 
 
 @pytest.mark.parametrize("what", TABLES)
-def test_a_broken_table_is_said_in_one_line_by_every_task(tmp_path, clips, text_recipe, what):  # noqa: F811
+def test_a_broken_table_is_said_in_one_line_by_every_task(tmp_path, clips, text_recipe, what):
     text, words = TABLES[what]
     table = tmp_path / "c.csv"
     table.write_text(text)
@@ -63,12 +58,12 @@ def test_a_broken_table_is_said_in_one_line_by_every_task(tmp_path, clips, text_
     recipes.append((encode_video, video_recipe(clips) | {"data": data}))
     for task, recipe in recipes:
         if what == "a comma too many":  # a bad row is reported and the rest goes on
-            ctx, events = run(task, recipe, tmp_path / "out")
+            ctx, events = run_task(task, recipe, tmp_path / "out")
             assert ctx.failures == 1
             message = failures(events)[0][2]
         else:
             with pytest.raises(UserError, match=words) as error:
-                run(task, recipe, tmp_path / "out")
+                run_task(task, recipe, tmp_path / "out")
             message = str(error.value)
         assert "\n" not in message
     with pytest.raises(UserError, match=words):

@@ -39,8 +39,8 @@ def mindspore(monkeypatch):
     for name, value in names.items():
         setattr(fake, name, value)
     ops = ModuleType("core.ops")
-    ops.configure = note("configure")  # type: ignore[attr-defined]  # a module made for the test
-    ops.chosen_kernels = lambda: "which kernels"  # type: ignore[attr-defined]
+    for name, value in {"configure": note("configure"), "chosen_kernels": lambda: "which kernels"}.items():
+        setattr(ops, name, value)
     monkeypatch.setitem(sys.modules, "mindspore", fake)
     monkeypatch.setitem(sys.modules, "core.ops", ops)
     monkeypatch.setattr(core, "ops", ops, raising=False)

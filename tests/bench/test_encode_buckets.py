@@ -15,8 +15,10 @@ from core.data.manifest import read_manifest
 from core.data.video_writer import save_video
 from core.errors import UserError
 from recipes.load import from_dict
-from tests.bench.test_encode_tasks import _started, failures, run, video_recipe  # noqa: F401 - a fixture
+from tests.bench.task_runs import failures, run_task, video_recipe
 from tests.core.data.clips import ramp
+
+pytestmark = pytest.mark.usefixtures("mindspore_runs")
 
 BUCKETS = [
     {"frames": 5, "height": 16, "width": 32, "batch_size": 2},
@@ -43,7 +45,7 @@ def notes(events):
 
 def test_each_clip_is_encoded_at_its_buckets_size(tmp_path, clips):
     out = tmp_path / "out"
-    ctx, events = run(encode_video, video_recipe(clips, video=VIDEO), out)
+    ctx, events = run_task(encode_video, video_recipe(clips, video=VIDEO), out)
     expected = {"short": (2, 2, 4), "long": (3, 2, 4), "tall": (2, 4, 2)}
     for name, (frames, height, width) in expected.items():
         found = cache.read_video_cache(out / f"{name}.npz")
@@ -59,7 +61,7 @@ def test_each_clip_is_encoded_at_its_buckets_size(tmp_path, clips):
     assert [bucket["clips"] for bucket in note["buckets"]] == [1, 1, 1]
     assert note["buckets"][0]["crop_max"] == pytest.approx(0.1)
     assert [(entry["row"], entry["video"]) for entry in note["refused"]] == [(4, "thin.mp4")]
-    _, events = run(encode_video, video_recipe(clips, video=VIDEO), out)
+    _, events = run_task(encode_video, video_recipe(clips, video=VIDEO), out)
     assert notes(events)["clips"]["kept"] == 3
     assert notes(events)["buckets"] == note
 
@@ -69,13 +71,13 @@ def test_a_cache_of_a_single_size_is_the_cache_of_that_bucket(tmp_path, clips):
     shutil.copytree(clips, folder)
     (folder / "video_caption.csv").write_text("video\nlong.mp4\n")
     single = video_recipe(folder, video={"height": 16, "width": 32, "max_frames": 9})
-    run(encode_video, single, out)
+    run_task(encode_video, single, out)
     before = (out / "long.npz").read_bytes()
-    ctx, events = run(encode_video, video_recipe(folder, video=VIDEO), out)
+    ctx, events = run_task(encode_video, video_recipe(folder, video=VIDEO), out)
     assert (ctx.failures, notes(events)["clips"]["kept"]) == (0, 1)
-    ctx, events = run(encode_video, video_recipe(folder, video=VIDEO | {"buckets": BUCKETS[:1]}), out)
+    ctx, events = run_task(encode_video, video_recipe(folder, video=VIDEO | {"buckets": BUCKETS[:1]}), out)
     assert "made with other settings (max_frames 9 instead of 5); set overwrite: true" in failures(events)[0][2]
-    run(encode_video, single | {"overwrite": True}, out)
+    run_task(encode_video, single | {"overwrite": True}, out)
     assert (out / "long.npz").read_bytes() == before
 
 
@@ -83,7 +85,7 @@ def test_training_finds_the_clips_in_the_buckets_they_were_encoded_for(tmp_path,
     folder, out = tmp_path / "clips", tmp_path / "out"
     shutil.copytree(clips, folder)
     (folder / "video_caption.csv").write_text("video\nshort.mp4\nlong.mp4\ntall.mp4\n")
-    _, events = run(encode_video, video_recipe(folder, video=VIDEO), out)
+    _, events = run_task(encode_video, video_recipe(folder, video=VIDEO), out)
     text = cache.TextCache(text_emb=np.zeros((3, 6), np.float32), mask=np.ones(3, np.uint8))
     for name in ("short", "long", "tall"):
         cache.write_text_cache(tmp_path / "t5" / f"{name}.npz", text)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,8 +8,6 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from bench.context import RunContext
-from bench.events import EventLog
 from bench.tasks import encode_text, encode_video, make_clips
 from bench.tasks import models as models_module
 from core.data import cache, shapes
@@ -18,48 +15,16 @@ from core.data.manifest import read_manifest
 from core.data.transforms import fit, to_model
 from core.data.video import VideoReader
 from core.errors import UserError
-from core.text.tokenizer import Tokenizer, train_tiny_tokenizer
+from core.text.tokenizer import Tokenizer
 from recipes.load import from_dict
+from tests.bench.task_runs import SMALL, failures, run_task, video_recipe
 
-SMALL = {"height": 32, "width": 48, "max_frames": 9}
-
-
-@pytest.fixture(autouse=True)
-def _started(monkeypatch):
-    """MindSpore can be started once a process; pynative, because these shapes are used once."""
-    monkeypatch.setattr(models_module, "start_mindspore", lambda runtime, seed: {})
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    """Three rendered clips of 11 frames."""
-    folder = tmp_path_factory.mktemp("clips")
-    shapes.write_clips(folder, [shapes.draw_clip(0, i) for i in range(3)], frames=11, height=40, width=62, fps=8)
-    return folder
-
-
-def run(task, recipe: dict, out) -> tuple[RunContext, list[dict]]:
-    out.mkdir(exist_ok=True)
-    log = out.parent / f"{out.name}.jsonl"
-    log.unlink(missing_ok=True)
-    loaded = from_dict({"schema": 1, "name": "test", **recipe})
-    ctx = RunContext(loaded, out, loaded.seed, EventLog(log))
-    task.run(loaded, ctx)
-    return ctx, [json.loads(line) for line in log.read_text().splitlines()]
-
-
-def video_recipe(folder, **more) -> dict:
-    data = {"csv": str(folder / "video_caption.csv"), "video_folder": str(folder)}
-    return {"kind": "encode-video", "model": {"preset": "tiny-1.5"}, "data": data, "video": SMALL, **more}
-
-
-def failures(events: list[dict]) -> list[tuple]:
-    return [(event["row"], event["item"], event["message"]) for event in events if event["type"] == "failure"]
+pytestmark = pytest.mark.usefixtures("mindspore_runs")
 
 
 def test_make_clips_writes_what_its_recipe_says(tmp_path):
     wanted = {"count": 2, "height": 32, "width": 48, "frames": 5, "shapes": ["square"], "motions": ["up"]}
-    _, events = run(make_clips, {"kind": "make-clips", "clips": wanted}, tmp_path / "out")
+    _, events = run_task(make_clips, {"kind": "make-clips", "clips": wanted}, tmp_path / "out")
     rows = read_manifest(tmp_path / "out" / "video_caption.csv", video_folder=tmp_path / "out").rows
     assert [row.video for row in rows] == ["video_folder/part01/vid001.mp4", "video_folder/part01/vid002.mp4"]
     assert all("square moving up" in row.caption for row in rows)
@@ -68,7 +33,7 @@ def test_make_clips_writes_what_its_recipe_says(tmp_path):
 
 def test_encode_video_writes_the_vaes_moments_and_keeps_what_is_there(tmp_path, clips):
     out = tmp_path / "out"
-    _, events = run(encode_video, video_recipe(clips), out)
+    _, events = run_task(encode_video, video_recipe(clips), out)
     path = out / "video_folder/part01/vid001.npz"
     found = cache.read_video_cache(path)
     assert (found.latent_mean.shape[0], found.fps, found.ori_size) == (3, 8.0, (40, 62))
@@ -85,7 +50,7 @@ def test_encode_video_writes_the_vaes_moments_and_keeps_what_is_there(tmp_path, 
     assert [step["frames"] for step in steps] == [9, 9, 9]
     assert [step["tags"] for step in steps] == [["compile"], [], []]
     times = path.stat().st_mtime_ns
-    _, events = run(encode_video, video_recipe(clips), out)
+    _, events = run_task(encode_video, video_recipe(clips), out)
     assert path.stat().st_mtime_ns == times
     assert not [event for event in events if event["type"] in ("step", "failure")]
 
@@ -100,7 +65,7 @@ def test_encode_video_reports_each_bad_row_and_goes_on(tmp_path, clips):
     with (folder / "video_caption.csv").open("a") as file:
         file.write("empty.mp4,x\nnone.mp4,y\n../outside.mp4,z\nshort.mp4,w\n")
     (folder / "video_folder/part01/vid002.mp4").write_bytes(b"not a video at all")
-    ctx, events = run(encode_video, video_recipe(folder, video=SMALL | {"frames_rule": "8n+1"}), tmp_path / "out")
+    ctx, events = run_task(encode_video, video_recipe(folder, video=SMALL | {"frames_rule": "8n+1"}), tmp_path / "out")
     found = failures(events)
     assert ctx.failures == 5
     assert [row for row, _, _ in found] == [6, 2, 4, 5, 7]
@@ -117,15 +82,15 @@ def test_encode_video_reports_each_bad_row_and_goes_on(tmp_path, clips):
 
 def test_encode_video_does_not_mix_settings(tmp_path, clips):
     out = tmp_path / "out"
-    run(encode_video, video_recipe(clips), out)
+    run_task(encode_video, video_recipe(clips), out)
     before = {path: path.read_bytes() for path in out.rglob("*.npz")}
     tiles = {"tile_height": 32, "tile_width": 32, "overlap_height": 0, "overlap_width": 16}
     changed = video_recipe(clips, vae={"tiling": tiles})
-    ctx, events = run(encode_video, changed, out)
+    ctx, events = run_task(encode_video, changed, out)
     assert ctx.failures == 3
     assert "made with other settings (tiling unset instead of" in failures(events)[0][2]
     assert {path: path.read_bytes() for path in out.rglob("*.npz")} == before
-    ctx, _ = run(encode_video, changed | {"overwrite": True}, out)
+    ctx, _ = run_task(encode_video, changed | {"overwrite": True}, out)
     assert ctx.failures == 0
     assert all(path.read_bytes() != data for path, data in before.items())
 
@@ -136,7 +101,7 @@ def test_a_full_disk_ends_encode_video_at_once(tmp_path, clips, monkeypatch):
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(cache.OutputError, match=r"vid001\.npz: can't be written \(No space left on device\)"):
-        run(encode_video, video_recipe(clips), tmp_path / "out")
+        run_task(encode_video, video_recipe(clips), tmp_path / "out")
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
@@ -144,38 +109,12 @@ def test_encode_video_needs_its_folder(tmp_path, clips):
     recipe = video_recipe(clips)
     recipe["data"] = {**recipe["data"], "video_folder": str(tmp_path / "nowhere")}
     with pytest.raises(UserError, match=r"data\.video_folder: no such folder"):
-        run(encode_video, recipe, tmp_path / "out")
-
-
-class FakeModels:
-    """A tokenizer that was trained in the test, and an encoder whose embedding is the token number."""
-
-    def __init__(self, recipe, ctx):
-        self.dtype, self._folder = "fp32", recipe.model.path
-
-    def text_encoder(self):
-        def encode(ids):
-            return ms.Tensor(np.repeat(ids.asnumpy()[..., None], 4, axis=2).astype(np.float32))
-
-        return encode, Tokenizer(self._folder)
-
-
-@pytest.fixture
-def text_recipe(tmp_path, clips, monkeypatch):
-    monkeypatch.setattr(encode_text, "Models", FakeModels)
-    monkeypatch.setattr("core.weights.parameter_digest", lambda model: "ab12")
-    train_tiny_tokenizer(shapes.all_captions(), tmp_path / "tokenizer")
-    return {
-        "kind": "encode-text",
-        "model": {"path": str(tmp_path / "tokenizer")},
-        "data": {"csv": str(clips / "video_caption.csv")},
-        "text": {"max_length": 24, "batch_size": 2},
-    }
+        run_task(encode_video, recipe, tmp_path / "out")
 
 
 def test_encode_text_of_a_csv_file(tmp_path, clips, text_recipe):
     out = tmp_path / "out"
-    _, events = run(encode_text, text_recipe, out)
+    _, events = run_task(encode_text, text_recipe, out)
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*.npz"))
     assert names == ["empty_text.npz"] + [f"video_folder/part01/vid00{i}.npz" for i in (1, 2, 3)]
     tokenizer = Tokenizer(tmp_path / "tokenizer")
@@ -189,9 +128,9 @@ def test_encode_text_of_a_csv_file(tmp_path, clips, text_recipe):
         assert found.tokens is None
     assert cache.read_text_cache(out / "empty_text.npz").mask.sum() == 1  # the end mark
     assert [event["samples"] for event in events if event["type"] == "step"] == [2, 2]
-    _, events = run(encode_text, text_recipe, out)
+    _, events = run_task(encode_text, text_recipe, out)
     assert not [event for event in events if event["type"] in ("step", "failure")]
-    ctx, events = run(encode_text, text_recipe | {"text": {"max_length": 16}}, out)
+    ctx, events = run_task(encode_text, text_recipe | {"text": {"max_length": 16}}, out)
     assert ctx.failures == 4
     assert "made with other settings (max_length 24 instead of 16" in failures(events)[0][2]
 
@@ -200,7 +139,7 @@ def test_encode_text_of_prompts(tmp_path, text_recipe):
     (tmp_path / "prompts.txt").write_text("a blue square " * 20 + "\na red circle\n\nup\n", encoding="utf-8")
     recipe = {name: value for name, value in text_recipe.items() if name != "data"}
     recipe |= {"prompts_file": str(tmp_path / "prompts.txt"), "text": {"max_length": 24, "empty_text": False}}
-    _, events = run(encode_text, recipe, tmp_path / "out")
+    _, events = run_task(encode_text, recipe, tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["000-a-blue-square-a-blue-square-a-blue-square-a.npz", "001-a-red-circle.npz", "002-up.npz"]
     tokens = cache.read_text_cache(tmp_path / "out" / "001-a-red-circle.npz").tokens
@@ -212,7 +151,7 @@ def test_encode_text_of_prompts(tmp_path, text_recipe):
 
 def test_encode_text_reports_a_row_without_caption_and_goes_on(tmp_path, text_recipe):
     (tmp_path / "c.csv").write_text("video,caption\na.mp4,red\nb.mp4,\nc.mp4,up\n")
-    ctx, events = run(encode_text, text_recipe | {"data": {"csv": str(tmp_path / "c.csv")}}, tmp_path / "out")
+    ctx, events = run_task(encode_text, text_recipe | {"data": {"csv": str(tmp_path / "c.csv")}}, tmp_path / "out")
     assert ctx.failures == 1
     assert failures(events)[0][:2] == (2, "b.mp4")
     assert "c.csv:3 (row 2): empty caption for b.mp4" in failures(events)[0][2]

@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from bench.context import RunContext
-from bench.events import EventLog
 from bench.tasks import decode_latents, encode_text, encode_video, generate, inputs, make_model, train
 from bench.tasks import models as models_module
 from core import weights
 from core.data import shapes
 from core.data.video import VideoReader
 from core.errors import UserError
-from recipes.load import from_dict
 from recipes.schema.common import Tiling
+from tests.bench.task_runs import run_task
 
 SIZE = {"height": 32, "width": 48}
 PROMPT = "a red circle moving to the right on a black background"
 
 
-@pytest.fixture(autouse=True)
-def _started(monkeypatch):
-    """MindSpore can be started once a process; pynative, because these shapes are used once."""
-    for module in (models_module, make_model):
-        monkeypatch.setattr(module, "start_mindspore", lambda runtime, seed: {})
+pytestmark = pytest.mark.usefixtures("mindspore_runs")
 
 
 def run(task, recipe: dict, out: Path) -> list[dict]:
-    """Runs the task and returns its events."""
-    out.mkdir(parents=True, exist_ok=True)
-    log = out.parent / f"{out.name}.jsonl"
-    log.unlink(missing_ok=True)
-    loaded = from_dict({"schema": 1, "name": "test", **recipe})
-    task.run(loaded, RunContext(loaded, out, loaded.seed, EventLog(log)))
-    return [json.loads(line) for line in log.read_text().splitlines()]
+    """The task's events."""
+    return run_task(task, recipe, out)[1]
 
 
 def named(events: list[dict], kind: str) -> list[dict]:

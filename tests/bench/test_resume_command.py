@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from types import SimpleNamespace
+from argparse import Namespace
 from typing import Any
 
 import pytest
@@ -27,8 +27,8 @@ def _fake_recipes(monkeypatch):
 
 def run(**options: Any) -> tuple[int, dict, str]:
     defaults = {"recipe": "t.yaml", "set": [], "repeats": None, "out": None, "resume": False, "verbose": False}
-    args = SimpleNamespace(**{**defaults, "require_steady": False, **options})
-    return command.run_command(args, ("cogbench", "run"), MODULE)  # type: ignore[arg-type]
+    args = Namespace(**{**defaults, "require_steady": False, **options})
+    return command.run_command(args, ("cogbench", "run"), MODULE)
 
 
 def test_a_killed_run_goes_on_in_its_folder_and_keeps_its_record(tmp_path):

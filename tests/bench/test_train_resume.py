@@ -38,20 +38,24 @@ class _StopError(Exception):
     """Ends a run in this process between two events."""
 
 
+class _Stopping(RunContext):
+    """Stops as killed after ``stop_after`` steps."""
+
+    stop_after: int | None = None
+
+    def step(self, index: int, *args: Any, **options: Any) -> None:
+        super().step(index, *args, **options)
+        if index + 1 == self.stop_after:
+            raise _StopError
+
+
 def run_here(recipe: dict[str, Any], out: Path, stop_after: int | None = None) -> Path:
     """Runs the task with results in ``out``; the log of its events. Stops as killed after ``stop_after`` steps."""
     out.mkdir(parents=True, exist_ok=True)
     log = out.parent / f"{out.name}-{len(list(out.parent.glob(f'{out.name}-*.jsonl')))}.jsonl"
     loaded = from_dict(recipe)
-    ctx = RunContext(loaded, out, loaded.seed, EventLog(log))
-    step = ctx.step
-
-    def stopping(index: int, *args: Any, **options: Any) -> None:
-        step(index, *args, **options)
-        if stop_after is not None and index + 1 == stop_after:
-            raise _StopError
-
-    ctx.step = stopping  # type: ignore[method-assign]
+    ctx = _Stopping(loaded, out, loaded.seed, EventLog(log))
+    ctx.stop_after = stop_after
     if stop_after is None:
         train.run(loaded, ctx)
     else:

@@ -10,10 +10,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from bench.context import RunContext
-from bench.events import EventLog
 from bench.tasks import generate, make_clips, make_model, train_vae
-from bench.tasks import models as models_module
 from core import weights
 from core.data import shapes
 from core.data.manifest import read_manifest
@@ -21,27 +18,19 @@ from core.data.video import VideoReader
 from core.errors import UserError
 from core.presets import PRESETS
 from core.vae.model import AutoencoderKLCogVideoX
-from recipes.load import from_dict
+from tests.bench.task_runs import run_task
 
 SIZE = {"height": 16, "width": 32}
 TINY = PRESETS["tiny-1.5"]
 SMALL_VAE = replace(TINY.vae, block_out_channels=(4, 4, 4, 8), norm_num_groups=2)
 
 
-@pytest.fixture(autouse=True)
-def _started(monkeypatch):
-    """MindSpore can be started once a process."""
-    for module in (models_module, make_model):
-        monkeypatch.setattr(module, "start_mindspore", lambda runtime, seed: {})
+pytestmark = pytest.mark.usefixtures("mindspore_runs")
 
 
 def run(task, recipe: dict, out: Path) -> list[dict]:
-    """Runs the task and returns its events."""
-    out.mkdir(parents=True, exist_ok=True)
-    log = out.parent / f"{out.name}.jsonl"
-    loaded = from_dict({"schema": 1, "name": "test", **recipe})
-    task.run(loaded, RunContext(loaded, out, loaded.seed, EventLog(log)))
-    return [json.loads(line) for line in log.read_text().splitlines()]
+    """The task's events."""
+    return run_task(task, recipe, out)[1]
 
 
 def named(events: list[dict], kind: str, key: str = "name") -> dict[str, dict]:

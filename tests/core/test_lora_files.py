@@ -53,6 +53,12 @@ def test_without_metadata_alpha_is_the_rank(tmp_path):
     assert relative_error(output_of(plain.model), output_of(lora.model)) <= 1e-6
 
 
+def _renamed(name, old, new):
+    for before, after in zip(old, new, strict=True):
+        name = name.replace(before, after)
+    return name
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -68,12 +74,8 @@ def test_without_metadata_alpha_is_the_rank(tmp_path):
 def test_names_of_other_writers_and_alpha_tensors(old, new, tmp_path):
     def change(tensors):
         alphas = {n.replace(".lora_A.weight", ".alpha"): np.float32(6) for n in tensors if ".lora_A." in n}
-        renamed = {}
-        for name, value in {**tensors, **{n: np.array(v) for n, v in alphas.items()}}.items():
-            for before, after in zip(old, new, strict=True):
-                name = name.replace(before, after)  # noqa: PLW2901
-            renamed[name] = value
-        return renamed
+        every = {**tensors, **{n: np.array(v) for n, v in alphas.items()}}
+        return {_renamed(name, old, new): value for name, value in every.items()}
 
     lora = _rewritten(tmp_path, change, {"format": "pt"})
     again = load_lora(plain_model(), tmp_path)

@@ -90,7 +90,8 @@ def test_what_fits_together_is_accepted_and_runs_on_one_process(data):
 
 
 def test_recompute_takes_true_and_false_as_before():
-    assert [from_dict(train(train={"recompute": v})).train.recompute for v in (True, False)] == ["all", "none"]  # type: ignore[attr-defined]
+    recipes: list[Any] = [from_dict(train(train={"recompute": value})) for value in (True, False)]
+    assert [recipe.train.recompute for recipe in recipes] == ["all", "none"]
 
 
 def test_where_a_run_begins_is_not_part_of_its_identity(tmp_path):

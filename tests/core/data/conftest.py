@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-import mindspore  # noqa: F401
+import mindspore  # noqa: F401  before decord, see tests/conftest.py

@@ -67,9 +67,9 @@ def test_rates_rise_then_fall_between_base_and_end(schedule, warmup, total, end,
 
 def test_unknown_names_are_errors():
     with pytest.raises(ValueError, match=r"'step' is unknown; need one of constant, linear"):
-        learning_rate(0, base=1.0, schedule="step", warmup_steps=5, total_steps=6)  # type: ignore[arg-type]
+        learning_rate(0, base=1.0, schedule="step", warmup_steps=5, total_steps=6)  # type: ignore[arg-type]  # the error
     with pytest.raises(ValueError, match=r"'none' is unknown; need one of all, matrices"):
-        decay_mask([], "none")  # type: ignore[arg-type]
+        decay_mask([], "none")  # type: ignore[arg-type]  # the error
 
 
 def test_which_parameters_decay():
