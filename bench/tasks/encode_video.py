@@ -64,7 +64,7 @@ class _Encoder:
 
         self._recipe, self._ctx, self._vae = recipe, ctx, vae
         self._tiling = tiling_of(recipe.vae)
-        video = recipe.video.model_dump(exclude={"backend", "buckets", "max_crop"})
+        video = recipe.video.model_dump(exclude={"backend", "buckets", "max_crop", "max_upscale"})
         self._base = {
             "kind": "video",
             "vae": parameter_digest(vae),
@@ -121,7 +121,8 @@ class _Encoder:
             if not self._buckets:
                 count = legal_frames(len(indices), video.max_frames, video.frames_rule)
                 return indices, fps, (count, video.height, video.width)
-            found = assign((len(indices), info.height, info.width), self._buckets, max_crop=video.max_crop)
+            bounds = {"max_crop": video.max_crop, "max_upscale": video.max_upscale}
+            found = assign((len(indices), info.height, info.width), self._buckets, **bounds)
             if found.bucket is None:
                 self._refused.append({"row": row.row, "video": row.video, "reason": found.reason})
                 raise UserError(f"no bucket fits: {found.reason}")

@@ -107,6 +107,7 @@ class ClipSource:
         video, online = self._recipe.video, self._recipe.online
         encode_video, encode_text = self._encoders = self._encoders or self._load_encoders()
         one = {"size": (video.frames, video.height, video.width)}
+        several = {"buckets": buckets, "max_crop": video.max_crop, "max_upscale": video.max_upscale}
         return OnlineClips(
             manifest,
             folder,
@@ -115,7 +116,7 @@ class ClipSource:
             frame_stride=online.frame_stride,
             fps=online.fps,
             backend=online.backend,
-            **({"buckets": buckets, "max_crop": video.max_crop} if buckets else one),
+            **(several if buckets else one),
             **moving,
             **sampling,
         )

@@ -16,7 +16,7 @@ Size = tuple[int, int, int]
 """Frames, height, width in pixels."""
 
 MAX_UPSCALE: Final = 2.0
-"""Largest factor by which a picture may be enlarged: beyond it a clip teaches the model blur."""
+"""Default of the largest factor by which a picture may be enlarged: beyond it a clip teaches the model blur."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ def _reason(size: Size, buckets: Sequence[Bucket], max_crop: float, max_upscale:
         least = min(upscale(height, width, b.height, b.width) for b in short)
         return (
             f"a {height}x{width} picture would be enlarged {least:.3g} times, at most {max_upscale:g} are allowed; "
-            "use a larger clip or add a smaller bucket"
+            "use a larger clip, add a smaller bucket or raise max_upscale"
         )
     nearest = min(small, key=lambda b: crop_share(height, width, b.height, b.width))
     lost = crop_share(height, width, nearest.height, nearest.width)

@@ -15,7 +15,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from core import draws
-from core.data.buckets import Bucket, assign, check_buckets, crop_share, fallbacks
+from core.data.buckets import MAX_UPSCALE, Bucket, assign, check_buckets, crop_share, fallbacks
 from core.data.clips import Sampling, TrainingClips
 from core.data.frames import select_frames
 from core.data.latents import draw_latents, pad_latents
@@ -34,8 +34,9 @@ EncodeText = Callable[[list[str]], np.ndarray]
 class OnlineClips(TrainingClips):
     """Samples of a data set of video files.
 
-    ``size`` (frames, height, width): every clip is cut to it; or ``buckets`` with ``max_crop``: each clip goes to the
-    one that crops it least, and a clip that fits none is left out and listed in ``statistics`` as refused.
+    ``size`` (frames, height, width): every clip is cut to it; or ``buckets`` with ``max_crop`` and ``max_upscale``:
+    each clip goes to the one that crops it least, and a clip that fits none is left out and listed in ``statistics`` as
+    refused.
     ``frame_stride`` and ``fps`` choose frames as encode-video does. ``random_start``: a piece of the clip from a
     random frame on, else from its first. ``horizontal_flip``: half of the samples are mirrored; captions are not, so
     it is not for captions that say left or right. ``captions_kept``: embeddings kept in memory.
@@ -54,6 +55,7 @@ class OnlineClips(TrainingClips):
         size: tuple[int, int, int] | None = None,
         buckets: Sequence[Bucket] = (),
         max_crop: float = 1.0,
+        max_upscale: float = MAX_UPSCALE,
         frame_stride: int = 1,
         fps: float | None = None,
         random_start: bool = True,
@@ -74,10 +76,10 @@ class OnlineClips(TrainingClips):
         self._stride, self._fps = frame_stride, fps
         self._random_start, self._flip, self._kept = random_start, horizontal_flip, captions_kept
         self._captions: OrderedDict[str, np.ndarray] = OrderedDict()
-        choices = self._assign(chosen, None if one else max_crop)
+        choices = self._assign(chosen, None if one else {"max_crop": max_crop, "max_upscale": max_upscale})
         self._make_plan(chosen, choices, one_size=one is not None)
 
-    def _assign(self, buckets: Sequence[Bucket], max_crop: float | None) -> list[tuple[int, ...]]:
+    def _assign(self, buckets: Sequence[Bucket], bounds: dict[str, float] | None) -> list[tuple[int, ...]]:
         """The buckets of each clip that is used; the others are noted as refused. None: one size, nothing refused."""
         items, choices, problems = [], [], []
         for item, row in enumerate(self.manifest):
@@ -86,14 +88,14 @@ class OnlineClips(TrainingClips):
             except UserError as error:
                 problems.append(f"{self.manifest.where(row)}: {error}")
                 continue
-            if max_crop is None:
+            if bounds is None:
                 if frames < buckets[0].frames:
                     got = f"{row.video}: {frames} frames, needs {buckets[0].frames}"
                     problems.append(f"{self.manifest.where(row)}: {got}; use a longer clip or train on fewer frames")
                     continue
                 crop, fitting = crop_share(height, width, buckets[0].height, buckets[0].width), (0,)
             else:
-                found = assign((frames, height, width), buckets, max_crop=max_crop)
+                found = assign((frames, height, width), buckets, **bounds)
                 if found.bucket is None:
                     self._refused.append({"row": row.row, "video": row.video, "reason": found.reason})
                     continue

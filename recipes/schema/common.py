@@ -43,6 +43,7 @@ Pixels8 = Annotated[int, Field(ge=8, multiple_of=8)]
 Rate = Annotated[FiniteFloat, Field(gt=0)]
 Overlap = Annotated[int, Field(ge=0, multiple_of=8)]
 Share = Annotated[FiniteFloat, Field(ge=0, lt=1)]
+Upscale = Annotated[FiniteFloat, Field(ge=1)]
 Memory = Annotated[str, Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?GB$", **need("text such as 59GB"))]
 
 

@@ -21,6 +21,7 @@ from recipes.schema.common import (
     Share,
     Text,
     Texts,
+    Upscale,
 )
 
 Color = Literal["red", "green", "blue", "yellow", "white", "orange", "purple", "cyan"]
@@ -167,6 +168,8 @@ class VideoEncoding(Section):
     """Sizes instead of height, width and max_frames: each clip is encoded at the one that crops it least."""
     max_crop: Share | None = None
     """With buckets: largest share of the picture's area that may be cut off; other clips are refused."""
+    max_upscale: Upscale = 2.0
+    """With buckets: largest factor by which a picture may be enlarged; other clips are refused."""
     frame_stride: Positive = 1
     """Every n-th frame is used."""
     fps: Rate | None = None

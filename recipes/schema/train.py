@@ -21,6 +21,7 @@ from recipes.schema.common import (
     Share,
     Text,
     Texts,
+    Upscale,
     need,
 )
 
@@ -71,6 +72,9 @@ class TrainVideo(Section):
     """Sizes instead of height, width and frames; a clip goes to the one that crops it least."""
     max_crop: Share | None = None
     """With buckets: largest share of the picture's area that may be cut off; other clips are left out."""
+    max_upscale: Upscale = 2.0
+    """With buckets: largest factor by which a picture may be enlarged; other clips are left out. Only with ``online``:
+    caches have their size already."""
 
 
 class Online(Section):

@@ -113,6 +113,7 @@ def test_training_finds_the_clips_in_the_buckets_they_were_encoded_for(tmp_path,
         (VIDEO | {"frames_rule": "8n+1"}, r"video\.buckets\.0\.frames: got 5, need 8n\+1 frames"),
         (VIDEO | {"buckets": [BUCKETS[0] | {"height": 20}]}, r"video\.buckets\.0\.height"),
         (VIDEO | {"max_crop": 1.0}, r"video\.max_crop"),
+        (VIDEO | {"max_upscale": 0.5}, r"video\.max_upscale"),
     ],
 )
 def test_what_a_recipe_may_not_say(clips, video, words):

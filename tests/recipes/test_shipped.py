@@ -96,6 +96,14 @@ def test_caches_and_inference_have_the_values_of_the_original() -> None:
     assert [generate[f"video.{key}"] for key in ("height", "width", "frames", "fps")] == [768, 1360, 81, 16.0]
 
 
+def test_the_caches_of_the_bucket_recipes_are_made_for_their_training() -> None:
+    encoded = load_recipe(FOLDER / "ascend910/encode_video_buckets_8p.yaml").recipe.video
+    trained = load_recipe(FOLDER / "ascend910/sft_buckets_8p.yaml").recipe.video
+    sizes = [[(b.frames, b.height, b.width) for b in video.buckets] for video in (encoded, trained)]
+    assert sizes[0] == sizes[1]
+    assert (encoded.max_crop, encoded.max_upscale) == (trained.max_crop, trained.max_upscale)
+
+
 def test_unsupported_names_all_that_this_version_can_not_run() -> None:
     recipe = load_recipe(FOLDER / "ascend910/sft_768x1360x77_8p.yaml").recipe
     assert [line.split(":")[0] for line in unsupported(recipe)] == [

@@ -180,6 +180,13 @@ def test_each_clip_goes_to_its_bucket_and_what_fits_none_is_listed(folder):
         load(folder, buckets=[Bucket(frames=33, height=16, width=32)], max_crop=0.2)
 
 
+def test_how_far_a_picture_is_enlarged_is_the_callers_choice(folder):
+    large = [Bucket(frames=9, height=96, width=192)]
+    with pytest.raises(UserError, match=r"would be enlarged 3\.1 times, at most 2 are allowed.*or raise max_upscale"):
+        load(folder, buckets=large, max_crop=0.5)
+    assert len(load(folder, buckets=large, max_crop=0.5, max_upscale=3.2)) == 5
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
