@@ -21,7 +21,7 @@ from bench.context import RunContext
 from bench.events import FILE_NAME, EventLog
 from bench.memory import OOM_TEXT, device_peaks, process_hwm_bytes
 from bench.tasks import task_for
-from core.errors import UserError
+from core.errors import UserError, unwritable
 
 _PR_SET_PDEATHSIG = 1
 
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
 def _attempt(job: dict, events: EventLog) -> tuple[str, str | None, int]:
     """Status, reason and exit code of the task."""
     try:
-        failures = _run(job, events)
+        failures = _run_writing(job, events)
     except UserError as error:
         # One line, whatever the error holds: logs and records are read line by line.
         text = " | ".join(line.strip() for line in str(error).splitlines() if line.strip())
@@ -63,6 +63,16 @@ def _attempt(job: dict, events: EventLog) -> tuple[str, str | None, int]:
 def _say(status: str, reason: str, code: int = FAILED) -> tuple[str, str, int]:
     print(f"error: {reason}", file=sys.stderr, flush=True)
     return status, reason, code
+
+
+def _run_writing(job: dict, events: EventLog) -> int:
+    """``_run``; UserError where the results can't be written."""
+    try:
+        return _run(job, events)
+    except OSError as error:
+        if (place := unwritable(error)) is not None:
+            raise UserError(place) from error
+        raise
 
 
 def _run(job: dict, events: EventLog) -> int:

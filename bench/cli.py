@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.codes import FAILED, INTERRUPTED, PASS, USAGE
-from core.errors import UserError
+from core.errors import UserError, unwritable
 
 _EXIT_CODES = (
     "exit codes: 0 pass, 1 mismatch, 2 bad recipe or usage, 3 no baseline, "
@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe (`cogbench show x | head`) has what it wanted; Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PASS
-    except Exception:
+    except Exception as error:
+        if (place := unwritable(error)) is not None and not args.debug:
+            return _user_error(UserError(place), args.json)
         # Python's own exit code for this would be 1, which here means "mismatch".
         traceback.print_exc()
         return FAILED

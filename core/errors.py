@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
 
 class UserError(ValueError):
     """What was got, what is needed and what to do, in one line."""
@@ -16,3 +20,12 @@ class WeightsError(UserError):
         shown = "; ".join(problems[:50])
         more = f"; and {len(problems) - 50} more" if len(problems) > 50 else ""
         super().__init__(f"{source}: {len(problems)} problem{'s' if len(problems) != 1 else ''}: {shown}{more}")
+
+
+def unwritable(error: BaseException) -> str | None:
+    """One line for an OSError that says that a place can't be written (full, read-only, not allowed), else None."""
+    if not isinstance(error, OSError) or error.errno not in _UNWRITABLE:
+        return None
+    where = error.filename2 or error.filename
+    place = f"{where}: " if where else ""
+    return f"{place}can't be written ({error.strerror}); free some space or choose another folder"

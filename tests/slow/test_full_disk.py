@@ -1,4 +1,4 @@
-"""A file system that is really full, while a run writes a checkpoint and while caches are written."""
+"""File systems that are really full or read-only: while checkpoints and caches are written, and before a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.bench import train_world
 
 # Mounts a small file system that only this command sees, runs the rest of the line and copies what is left.
 SCRIPT = """
-mount -t tmpfs -o size="$1" none "$2" || exit 99
+mount -t tmpfs -o "$1" none "$2" || exit 99
 place="$2"; copy="$3"; shift 3
 "$@"; code=$?
 cp -a "$place" "$copy"
@@ -37,11 +37,11 @@ def _may_mount() -> bool:
 pytestmark = pytest.mark.skipif(not _may_mount(), reason="this system lets nobody mount a small file system")
 
 
-def on_a_disk_of(size: str, place: Path, command: list[str]) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """Runs the command where ``place`` has ``size``; its result and a copy of what it left there."""
+def on_a_disk_of(options: str, place: Path, command: list[str]) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """Runs the command where ``place`` is mounted with these options; its result and a copy of what is left."""
     place.mkdir()
     copy = place.parent / "copy"
-    shell = ["unshare", "-rm", "sh", "-c", SCRIPT, "sh", size, str(place), str(copy), *command]
+    shell = ["unshare", "-rm", "sh", "-c", SCRIPT, "sh", options, str(place), str(copy), *command]
     env = {**os.environ, "PYTHONPATH": str(code_root())}
     return subprocess.run(shell, env=env, capture_output=True, text=True, check=False), copy
 
@@ -56,7 +56,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_whole(tmp_path):
     world = train_world.make_world(tmp_path / "world")
     recipe = train_world.recipe(world, train={"save_every": 1, "steps": 30, "keep_checkpoints": 100})
     recipe["output"] = {"folder": str(tmp_path / "small" / "out")}
-    done, copy = on_a_disk_of("6m", tmp_path / "small", run_command(recipe, tmp_path, tmp_path / "run"))
+    done, copy = on_a_disk_of("size=6m", tmp_path / "small", run_command(recipe, tmp_path, tmp_path / "run"))
     record = records.read(tmp_path / "run")
     assert (done.returncode, record.status) == (2, "failed")  # as every error that a user can mend
     assert "No space left on device" in (record.reason or "")
@@ -76,7 +76,7 @@ def test_caches_that_do_not_fit_end_the_run_and_those_written_are_whole(tmp_path
         "video": {"height": 64, "width": 96, "max_frames": 17},
         "output": {"folder": str(tmp_path / "small")},
     }  # fmt: skip
-    done, copy = on_a_disk_of("160k", tmp_path / "small", run_command(recipe, tmp_path, tmp_path / "run"))
+    done, copy = on_a_disk_of("size=160k", tmp_path / "small", run_command(recipe, tmp_path, tmp_path / "run"))
     record = records.read(tmp_path / "run")
     assert (done.returncode, record.status) == (2, "failed")  # as every error that a user can mend
     assert "can't be written (No space left on device); free some space or set output.folder" in (record.reason or "")
@@ -85,3 +85,20 @@ def test_caches_that_do_not_fit_end_the_run_and_those_written_are_whole(tmp_path
     for path in written:
         cache.read_video_cache(path)
     assert [path for path in copy.rglob("*") if path.is_file() and path.suffix != ".npz"] == []
+
+
+@pytest.mark.parametrize("which", ["run folder", "output folder"])
+def test_a_read_only_place_is_one_line(tmp_path, which):
+    small = tmp_path / "small"
+    recipe = {
+        "schema": 1, "kind": "make-clips", "name": "ro",
+        "clips": {"count": 1, "height": 32, "width": 32, "frames": 5, "fps": 8},
+        "output": {"folder": str((small if which == "output folder" else tmp_path) / "clips")},
+    }  # fmt: skip
+    run = (small if which == "run folder" else tmp_path) / "run"
+    done, copy = on_a_disk_of("ro", small, run_command(recipe, tmp_path, run))
+    said = f"{run if which == 'run folder' else small / 'clips'}: can't be written (Read-only file system); free some"
+    assert done.returncode == 2
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert list(copy.iterdir()) == []
