@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core import native
+
 # Kinds that spend their time in the VAE's convolutions.
 CONVOLUTION_KINDS = frozenset({"encode-video", "decode-latents", "train-vae"})
 _LOG_LEVELS = {"debug": "0", "info": "1", "warning": "2", "error": "3", "critical": "4"}
@@ -15,11 +17,12 @@ _LOG_LEVELS = {"debug": "0", "info": "1", "warning": "2", "error": "3", "critica
 def child_environment(recipe: Mapping[str, Any]) -> dict[str, str | None]:
     """Variables the recipe (effective plain data) decides; None removes a variable the user has set.
 
-    ``ONEDNN_MAX_CPU_ISA=AVX2``: with AVX-512 MindSpore's own convolutions reach oneDNN's reference kernel, so
+    ``ONEDNN_MAX_CPU_ISA=AVX2`` is for processes that run the VAE without our compiled kernels (no compiler, or
+    ``runtime.kernels: operators``): with AVX-512 MindSpore's own convolutions reach oneDNN's reference kernel, so
     ``core.ops`` unfolds them there; with AVX2 they are native and faster, but matrix products take longer. Measured
-    with recipes/tiny/generate.yaml at 128x192x17: decoding 12.6 -> 3.5 s, a denoising step 72 -> 81 ms. So it is set
-    for processes that run the VAE. With a large transformer on a CPU, generate with ``save.decode: false`` and decode
-    the latents in a second run (docs/design/002, 006).
+    with recipes/tiny/generate.yaml at 128x192x17: decoding 12.6 -> 3.5 s, a denoising step 72 -> 81 ms. Our own
+    convolution needs no limit. To know which it will be, the library is built here unless it has been before
+    (docs/design/002, 006).
     """
     runtime = recipe.get("runtime") or {}
     variables: dict[str, str | None] = {
@@ -44,8 +47,10 @@ def _wants_avx2(recipe: Mapping[str, Any], runtime: Mapping[str, Any]) -> bool:
     if runtime.get("device", "cpu") != "cpu":
         return False
     if recipe.get("kind") == "generate":
-        return (recipe.get("save") or {}).get("decode") is not False
-    return recipe.get("kind") in CONVOLUTION_KINDS
+        convolves = (recipe.get("save") or {}).get("decode") is not False
+    else:
+        convolves = recipe.get("kind") in CONVOLUTION_KINDS
+    return convolves and (runtime.get("kernels") == "operators" or native.library().path is None)
 
 
 def full_environment(recipe: Mapping[str, Any], code_root: Path) -> dict[str, str]:

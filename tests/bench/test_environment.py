@@ -11,6 +11,7 @@ import pytest
 from bench import environment, memory
 from bench.child_env import child_environment, full_environment
 from bench.record import null_keys
+from core import native
 
 
 def test_every_null_has_a_reason_and_nothing_else_has():
@@ -119,9 +120,26 @@ def test_code_digest_sees_names_and_content_but_not_results(tmp_path):
     ],
 )
 def test_the_instruction_set_follows_the_work(recipe, isa, monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: native.Library(path=None, about="operators: no C++ compiler"))
     assert child_environment(recipe)["ONEDNN_MAX_CPU_ISA"] == isa
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
     assert full_environment(recipe, Path("/code")).get("ONEDNN_MAX_CPU_ISA") == isa, "the recipe decides, not the shell"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "isa"),
+    [
+        ({}, None),
+        ({"kernels": "auto"}, None),
+        ({"kernels": "operators"}, "AVX2"),
+        ({"convolution_isa": "avx2"}, "AVX2"),
+    ],
+)
+def test_our_own_convolution_needs_no_limit(runtime, isa, monkeypatch):
+    monkeypatch.setattr(
+        native, "library", lambda: native.Library(path=Path("kernels.so"), about="compiled: kernels.cpp")
+    )
+    assert child_environment({"kind": "train-vae", "runtime": runtime})["ONEDNN_MAX_CPU_ISA"] == isa
 
 
 def test_the_seed_log_level_and_determinism_reach_the_child(monkeypatch):

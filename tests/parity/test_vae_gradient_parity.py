@@ -32,12 +32,13 @@ def reference_gradients(reference: Any, video: np.ndarray, noise: np.ndarray, ki
 
 
 @pytest.mark.parametrize(("kind", "conv", "frames"), [
-    ("l1", ops_cpu_conv.native, 9), ("l2", ops_cpu_conv.native, 17), ("l2", ops_cpu_conv.unfolded, 9),
+    ("l1", None, 9), ("l2", None, 17), ("l2", ops_cpu_conv.native, 17), ("l2", ops_cpu_conv.unfolded, 9),
 ])  # fmt: skip
 def test_every_parameters_gradient(monkeypatch, kind, conv, frames):
-    """17 frames are two chunks: gradients flow through the convolutions' caches."""
-    monkeypatch.setattr(ops_cpu, "conv", conv)
-    ops.configure(mode="graph")
+    """conv None: the compiled one. 17 frames are two chunks: gradients flow through the convolutions' caches."""
+    if conv is not None:
+        monkeypatch.setattr(ops_cpu, "conv", conv)
+    ops.configure(mode="graph", kernels="auto" if conv is None else "operators")
     reference, weights = reference_side.reference_and_weights(3, **reference_side.TINY)
     ours = AutoencoderKLCogVideoX(reference_side.our_config(reference))
     for name, value in weights.items():
@@ -54,5 +55,7 @@ def test_every_parameters_gradient(monkeypatch, kind, conv, frames):
     got = {parameter.name: gradient.asnumpy() for parameter, gradient in zip(parameters, gradients, strict=True)}
     assert set(got) == set(expected)
     errors = {name: relative_error(got[name], expected[name]) for name in expected}
-    print(f"PARITY VAE gradient {kind} {conv.__name__} {frames} frames: largest {max(errors.values()):.1e}")
+    print(
+        f"PARITY VAE gradient {kind} {getattr(conv, '__name__', 'compiled')} {frames} frames: largest {max(errors.values()):.1e}"
+    )
     assert {name: error for name, error in errors.items() if not error <= GRADIENT} == {}
