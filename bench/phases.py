@@ -89,7 +89,8 @@ def largest_process_peak(events: Iterable[dict]) -> int | None:
 
 def _device() -> dict[str, int | None]:
     """Peaks since the last call, and the counters set back."""
-    ms, values = _on_a_device(), {"allocated": None, "reserved": None}
+    ms = _on_a_device()
+    values: dict[str, int | None] = {"allocated": None, "reserved": None}
     if ms is not None:
         try:
             values = {

@@ -7,7 +7,7 @@ stages. The readings of a stage are called ``train: step``, so a table says wher
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bench.record import Record
@@ -21,7 +21,7 @@ Parts = Sequence[tuple[str, Record]]
 # Readings that are a count or an identity: equal or not, however noisy the machine is.
 EXACT = frozenset({"status", "counts", "bits"})
 # Reserved memory grows by whole blocks of the pool: a change of it says little, no change says nothing.
-_PEAKS = (
+_PEAKS: tuple[tuple[str, str, Family], ...] = (
     ("device_allocated_peak_bytes", "device allocated", "bytes"),
     ("device_reserved_peak_bytes", "device reserved", "shown"),
     ("process_peak_bytes", "process peak", "rss"),
@@ -49,7 +49,7 @@ def readings_of(parts: Parts) -> dict[str, Reading]:
             own = [*_counts(record), *_bits(record), *_memory(record), *_times(record), *_metrics(record)]
         for reading in own:
             name = f"{label}: {reading.name}" if label else reading.name
-            found[name] = Reading(**vars(reading) | {"name": name})
+            found[name] = replace(reading, name=name)
     return found
 
 
