@@ -11,7 +11,7 @@ from bench import stats
 from bench.cohort import Cohort
 from bench.gate import series_of
 from bench.readings import EXACT
-from bench.render import duration, gib
+from bench.render import duration, memory
 from bench.run_set import Run
 from bench.timer import EXCLUDED_TAGS
 from core.files import write_text
@@ -101,7 +101,7 @@ def text_of(data: dict[str, Any]) -> str:
 
 def _row(name: str, values: dict[str, Any]) -> tuple[str, ...]:
     def shown(value: float) -> str:
-        return duration(value) if values["unit"] == "s" else gib(int(value))
+        return duration(value) if values["unit"] == "s" else memory(value)
 
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.1f} %"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from bench.render import duration, gib
+from bench.render import duration, memory
 from bench.verdict import EXIT_CODES, Check, Judgement, Verdict
 from core.files import atomic_path
 
@@ -78,7 +78,7 @@ def _value(value: Any, check: Check) -> str:
     if check.unit == "s":
         return duration(float(value))
     if check.unit == "B":
-        return f"{value:,.0f} B" if abs(value) < 2**20 else gib(int(value))
+        return f"{value:,.0f} B" if abs(value) < 2**20 else memory(value)
     return f"{value:.6g} {check.unit}".strip()
 
 

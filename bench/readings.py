@@ -91,6 +91,11 @@ def _bits(record: Record) -> Iterator[Reading]:
         yield _reading("loss", "bits", "", losses)
     for name, digest in sorted(record.digests.items()):
         yield _reading(f"digest {name}", "bits", "", digest)
+    files: dict[str, list[str]] = {}
+    for artifact in record.artifacts:
+        files.setdefault(artifact.kind, []).append(f"{artifact.path} {artifact.sha256}")
+    for kind, listed in sorted(files.items()):
+        yield _reading(f"{kind} files", "bits", "", sorted(listed))
 
 
 def _memory(record: Record) -> Iterator[Reading]:
