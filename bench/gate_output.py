@@ -133,12 +133,15 @@ def _case(check: Check, name: str) -> ElementTree.Element:
 
 
 def _case_of(name: str, group: str, verdict: Verdict, text: str) -> ElementTree.Element:
-    case = ElementTree.Element("testcase", name=name, classname=group)
+    case = ElementTree.Element("testcase", name=_printable(name), classname=_printable(group))
     kinds = {Verdict.PASS: None, Verdict.SHOWN: "skipped"}
     kinds |= dict.fromkeys((Verdict.REGRESSION, Verdict.IMPROVED, Verdict.RECIPE_MISMATCH), "failure")
     kind = kinds.get(verdict, "error")
     if kind:
-        # XML 1.0 has no control characters; one in a message would make the whole file unreadable.
-        shown = "".join(c if c.isprintable() else " " for c in f"{verdict}: {text}")
-        ElementTree.SubElement(case, kind, message=shown)
+        ElementTree.SubElement(case, kind, message=_printable(f"{verdict}: {text}"))
     return case
+
+
+def _printable(text: str) -> str:
+    # XML 1.0 has no control characters; one in a name or a message would make the whole file unreadable.
+    return "".join(c if c.isprintable() else " " for c in text)
