@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bench import stats
+from bench.simulate import Case, rates
 
 
 def test_spread_by_hand():
@@ -110,3 +111,19 @@ def test_steps_are_not_independent_samples():
             assert steps.interval is not None
             apart += not steps.interval.holds(1.0)
     assert apart / 91 > 0.5, "taking steps for samples cries wolf in most null pairs"
+
+
+def test_the_whole_gate_keeps_its_promise_where_a_fixed_rule_cries_wolf():
+    """Seeded; six interval checks a gate, nothing changed, deviation between runs as measured on a CPU."""
+    found = rates(Case(sd=0.23), 400, seed=0)
+    assert found["gate_fires"] <= 0.025, "1 % promised, three deviations of 400 trials allowed"
+    assert found["five_percent_rule_fires"] > 0.9
+
+
+def test_the_gate_sees_what_it_should_on_a_quiet_machine():
+    assert rates(Case(sd=0.005, slower=1.05, null=10), 200, seed=0)["gate_fires"] > 0.99
+
+
+def test_a_machine_that_wanders_breaks_the_promise():
+    """Why null runs should be spread over days: runs of one sitting know nothing of the next."""
+    assert rates(Case(sd=0.005, hour_sd=0.05), 200, seed=0)["gate_fires"] > 0.2
