@@ -19,7 +19,9 @@ from typing import TextIO
 from bench.codes import FAILED, PASS, USAGE
 from bench.context import RunContext
 from bench.events import FILE_NAME, EventLog
-from bench.memory import OOM_TEXT, device_peaks, process_hwm_bytes
+from bench.load import LoadWatch
+from bench.memory import OOM_TEXT, device_peaks
+from bench.phases import PhaseMeter
 from bench.tasks import task_for
 from core.errors import UserError, unwritable
 
@@ -32,16 +34,20 @@ def main(arguments: list[str]) -> int:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     _die_with(job["parent_pid"])
     events = EventLog(folder / FILE_NAME)
-    status, reason, code = _attempt(job, events)
-    events.write("memory", hwm=process_hwm_bytes(), device=_device_peaks())
+    meter, load = PhaseMeter(events.write), LoadWatch()
+    status, reason, code = _attempt(job, events, meter, load)
+    device = meter.device_lifetime(_device_peaks())
+    events.write("memory", hwm=meter.process_lifetime(), device=device)
+    if found := load.finish():
+        events.write("load", **found)
     events.write("end", status=status, reason=reason)
     return code
 
 
-def _attempt(job: dict, events: EventLog) -> tuple[str, str | None, int]:
+def _attempt(job: dict, events: EventLog, meter: PhaseMeter, load: LoadWatch) -> tuple[str, str | None, int]:
     """Status, reason and exit code of the task."""
     try:
-        failures = _run_writing(job, events)
+        failures = _run_writing(job, events, meter, load)
     except UserError as error:
         # One line, whatever the error holds: logs and records are read line by line.
         text = " | ".join(line.strip() for line in str(error).splitlines() if line.strip())
@@ -65,23 +71,23 @@ def _say(status: str, reason: str, code: int = FAILED) -> tuple[str, str, int]:
     return status, reason, code
 
 
-def _run_writing(job: dict, events: EventLog) -> int:
+def _run_writing(job: dict, events: EventLog, meter: PhaseMeter, load: LoadWatch) -> int:
     """``_run``; UserError where the results can't be written."""
     try:
-        return _run(job, events)
+        return _run(job, events, meter, load)
     except OSError as error:
         if (place := unwritable(error)) is not None:
             raise UserError(place) from error
         raise
 
 
-def _run(job: dict, events: EventLog) -> int:
+def _run(job: dict, events: EventLog, meter: PhaseMeter, load: LoadWatch) -> int:
     """Loads the recipe, calls the task, returns how many inputs failed."""
     task = task_for(job["kind"], job.get("task_module"))
     out = Path(job["out"])
     out.mkdir(parents=True, exist_ok=True)
     with _terminal(job.get("terminal_fd")) as terminal:
-        ctx = RunContext(_recipe(job), out, job["seed"], events, terminal)
+        ctx = RunContext(_recipe(job), out, job["seed"], events, terminal, meter=meter, load=load)
         task(ctx.recipe, ctx)
         return ctx.failures
 

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import judging_arguments
 from bench.codes import FAILED, INTERRUPTED, PASS, USAGE
 from core.errors import UserError, unwritable
 
 _EXIT_CODES = (
-    "exit codes: 0 pass, 1 mismatch, 2 bad recipe or usage, 3 no baseline, "
-    "4 the run failed or ran out of memory, 5 unsteady, 130 interrupted"
+    "exit codes: 0 pass, 1 regression or mismatch, 2 bad recipe or usage, 3 no baseline, "
+    "4 the run failed or ran out of memory, 5 unsteady or underpowered, 130 interrupted"
 )
 
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line: check, show, run, report, doctor."""
+    """The command line: check, show, run, report, calibrate, compare, gate, doctor."""
     parser = argparse.ArgumentParser(prog="cogbench", description="Reproducible runs of CogVideoX.", epilog=_EXIT_CODES)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -76,6 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--out", type=Path, metavar="FOLDER", help="write report.md there (and report.html with --html)"
     )
+
+    for name, add_arguments, text in judging_arguments.COMMANDS:
+        add_arguments(_command(commands, name, _judging, text))
 
     _command(commands, "doctor", _doctor, "what this machine can and cannot measure, and why")
     return parser
@@ -152,6 +156,14 @@ def _report(args: argparse.Namespace) -> int:
     from bench.report_command import report_command  # noqa: PLC0415
 
     code, data, text = report_command(args.folders or [Path("runs")], html=args.html, out=args.out)
+    print_json(data) if args.json else print(text)
+    return code
+
+
+def _judging(args: argparse.Namespace) -> int:
+    from bench.judging import run  # noqa: PLC0415
+
+    code, data, text = run(args)
     print_json(data) if args.json else print(text)
     return code
 

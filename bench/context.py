@@ -14,7 +14,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from bench.events import EventLog
-from bench.memory import process_hwm_bytes
+from bench.load import LoadWatch
+from bench.phases import BETWEEN, START, PhaseMeter, phase_of_stage, phase_of_step
 
 _already: list[bool] = []
 
@@ -27,13 +28,27 @@ class RunContext:
         out: the output folder, already created.
         seed: the recipe's seed.
         failures: number of inputs reported with ``row_failed``.
+        meter: peak memory by phase, cut at every stage and step.
+        load: how busy others kept the processors, from the last compiling step on.
     """
 
-    def __init__(self, recipe: Any, out: Path, seed: int, events: EventLog, terminal: TextIO | None = None):
+    def __init__(
+        self,
+        recipe: Any,
+        out: Path,
+        seed: int,
+        events: EventLog,
+        terminal: TextIO | None = None,
+        *,
+        meter: PhaseMeter | None = None,
+        load: LoadWatch | None = None,
+    ):
         self.recipe, self.out, self.seed = recipe, out, seed
         self.failures = 0
         self._events, self._terminal = events, terminal
         self._open_stages: list[str] = []
+        self.meter, self.load = meter or PhaseMeter(events.write), load or LoadWatch()
+        self._outside = START
 
     @contextmanager
     def stage(self, name: str, *, items: int | None = None, frames: int | None = None) -> Iterator[None]:
@@ -41,18 +56,26 @@ class RunContext:
 
         A stage that raises is recorded too: the time was spent.
         """
+        if not self.load.begun:
+            self.load.begin()
+        synchronize()
+        self.meter.cut(self._phase())
+        self._outside = BETWEEN
         self._open_stages.append(name)
         path = "/".join(self._open_stages)
-        synchronize()
         start = time.perf_counter()
         try:
             yield
             synchronize()
         finally:
             seconds = time.perf_counter() - start
+            self.meter.cut(self._phase())
             self._open_stages.pop()
-            peak = process_hwm_bytes()
+            peak = self.meter.process_lifetime()
             self._events.write("stage", name=path, seconds=seconds, items=items, frames=frames, process_peak_bytes=peak)
+
+    def _phase(self) -> str:
+        return phase_of_stage(self._open_stages[-1]) if self._open_stages else self._outside
 
     def step(
         self,
@@ -75,6 +98,9 @@ class RunContext:
         if loss is not None:
             loss = float(loss)
             fields |= {"loss": loss if math.isfinite(loss) else None, "loss_hex": loss.hex()}
+        self.meter.cut(phase_of_step(tags))
+        if "compile" in tags:
+            self.load.begin()
         counts = {"samples": samples, "frames": frames, "tokens": tokens}
         fields |= {name: int(count) for name, count in counts.items() if count is not None}
         self._events.write("step", **fields, extra=plain(extra or {}))

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from bench.memory import cgroup_limit
+from bench.memory import cgroup_cores, cgroup_limit
+from bench.npu import read_info
 from bench.record_parts import Code
 
 PACKAGES = (
@@ -70,7 +71,15 @@ _ASCEND_FILES = {
     "driver": "/usr/local/Ascend/driver/version.info",
     "firmware": "/usr/local/Ascend/firmware/version.info",
 }
-_CANN_FILES = ("latest/version.cfg", "latest/compiler/version.info", "cann/version.cfg")
+# Where the vendor's installation guide (CANN 8.0 and 8.5, "File Paths") and its packages put the version.
+_CANN_FILES = (
+    "latest/version.cfg",
+    "latest/compiler/version.info",
+    f"latest/{platform.machine()}-linux/ascend_toolkit_install.info",
+    "cann/version.cfg",
+    f"cann/{platform.machine()}-linux/ascend_toolkit_install.info",
+)
+_RESULTS = frozenset({"records", "baselines"})
 _CODE_FOLDERS = ("core", "recipes", "bench", "reports")
 _CODE_SUFFIXES = frozenset({".py", ".cpp", ".h", ".yaml", ".csv", ".html", ".css", ".js", ".j2", ".json"})
 
@@ -111,11 +120,13 @@ def cpu(reasons: dict[str, str]) -> dict:
         "logical_cores": psutil.cpu_count(),
         "physical_cores": psutil.cpu_count(logical=False),
         "usable_cores": usable,
+        "cgroup_cores": cgroup_cores(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
     }
     why = {
         "model": "not in /proc/cpuinfo",
         "instruction_sets": "not in /proc/cpuinfo",
+        "cgroup_cores": "no control group limits processor time",
         "governor": "no cpufreq in /sys (virtual machine or container)",
     }
     return _explained("cpu", values, why, reasons)
@@ -173,6 +184,9 @@ def ascend(reasons: dict[str, str]) -> dict:
 
 
 def _cards() -> tuple[list[str] | None, str]:
+    info, _ = read_info()
+    if info is not None:
+        return [f"{card.name} {round(card.hbm_total_bytes / 2**30)} GiB" for card in info.cards], ""
     tool = shutil.which("npu-smi")
     if tool is None:
         return None, "no npu-smi on this machine"
@@ -209,7 +223,9 @@ def code(reasons: dict[str, str], root: Path | None = None) -> Code:
         reasons["code.commit"] = reasons["code.dirty"] = why
         return Code(commit=None, dirty=None, digest=digest)
     folders = [f for f in (*_CODE_FOLDERS, "pyproject.toml") if (root / f).exists()]
-    changes, why = _git(root, "status", "--porcelain", "--", *folders)
+    # Accepting a baseline or adding a record does not make the code another.
+    results = [f":(exclude)reports/{name}" for name in sorted(_RESULTS)]
+    changes, why = _git(root, "status", "--porcelain", "--", *folders, *results)
     if changes is None:
         reasons["code.dirty"] = why
     return Code(commit=commit, dirty=None if changes is None else bool(changes), digest=digest)
@@ -220,8 +236,8 @@ def code_digest(root: Path) -> str:
     total = hashlib.sha256()
     for folder in _CODE_FOLDERS:
         files = [f for f in (root / folder).rglob("*") if f.suffix in _CODE_SUFFIXES and f.is_file()]
-        # Records and generated pages below reports/ are results, not code.
-        for file in sorted(f for f in files if "records" not in f.relative_to(root).parts):
+        # Records, baselines and generated pages below reports/ are results, not code.
+        for file in sorted(f for f in files if not _RESULTS & set(f.relative_to(root).parts)):
             content = hashlib.sha256(file.read_bytes()).hexdigest()
             total.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
     return total.hexdigest()

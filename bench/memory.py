@@ -92,7 +92,7 @@ def memory_of(process_peak: int | None, reported: dict | None) -> tuple[Memory, 
 
 def no_memory(reason: str) -> tuple[Memory, dict[str, str]]:
     """Memory of a run that had no process, every field null for ``reason``."""
-    fields = [f for f in Memory.model_fields if f != "per_rank"]
+    fields = [f for f in Memory.model_fields if f not in ("per_rank", "phases")]
     return Memory(), {f"memory.{f}": reason for f in fields}
 
 
@@ -123,7 +123,26 @@ def cgroup_limit() -> tuple[int | None, str | None]:
     return (min(limits), None) if limits else (None, "no control group limits memory")
 
 
-def _cgroup_files(v2: str, v1: str) -> list[Path]:
+def cgroup_cores() -> float | None:
+    """Smallest processor-time limit of this process's control groups, in cores; None if there is none."""
+    limits = []
+    for file in _cgroup_files("cpu.max", "cpu.cfs_quota_us", controller="cpu"):
+        try:
+            text = file.read_text(encoding="ascii")
+            period = file.with_name("cpu.cfs_period_us").read_text(encoding="ascii") if file.name != "cpu.max" else ""
+        except OSError:
+            continue
+        limits.append(parse_cpu_limit(f"{text} {period}"))
+    return min((limit for limit in limits if limit), default=None)
+
+
+def parse_cpu_limit(text: str) -> float | None:
+    """Cores from ``"150000 100000"`` (cpu.max of cgroup v2, or v1's quota and period); None for ``max`` and -1."""
+    quota, period, *_ = [*text.split(), "", ""]
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(period) else None
+
+
+def _cgroup_files(v2: str, v1: str, controller: str = "memory") -> list[Path]:
     """The process's own group and its parents, for cgroup v2 and v1 mounts."""
     root = Path("/sys/fs/cgroup")
     try:
@@ -135,8 +154,8 @@ def _cgroup_files(v2: str, v1: str) -> list[Path]:
         _, controllers, group = line.split(":", 2)
         if controllers == "":
             base, name = root, v2
-        elif "memory" in controllers.split(","):
-            base, name = root / "memory", v1
+        elif controller in controllers.split(","):
+            base, name = root / controller, v1
         else:
             continue
         here = base / group.strip("/")

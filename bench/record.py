@@ -17,7 +17,9 @@ from pydantic import Field, ValidationError, model_validator
 from bench.record_parts import (
     Artifact,
     Code,
+    DeviceLevel,
     Failure,
+    Load,
     Memory,
     Metric,
     Part,
@@ -67,6 +69,8 @@ class Record(Part):
     steps: tuple[Step, ...] = ()
     summary: Summary
     memory: Memory
+    device_level: DeviceLevel | None = None
+    load: Load | None = None
     null_reasons: dict[str, str] = Field(default_factory=dict)
     digests: dict[str, str] = Field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()

@@ -73,6 +73,53 @@ class RankMemory(Part):
     process_peak_bytes: Bytes | None = None
 
 
+class PhaseMemory(Part):
+    """Peaks while one part of a run went on (``load``, ``first step``, ``steady``, ``checkpoint``, ``decode``, ...)."""
+
+    name: str
+    rank: int = 0
+    device_allocated_peak_bytes: Bytes | None = None
+    device_reserved_peak_bytes: Bytes | None = None
+    process_peak_bytes: Bytes | None = None
+
+
+class CardMemory(Part):
+    """Memory in use on one card as the driver sees it, whoever uses it: before the run, and the most during it."""
+
+    card: str
+    idle_bytes: Annotated[int, Field(ge=0)]
+    peak_bytes: Annotated[int, Field(ge=0)]
+
+
+class DeviceLevel(Part):
+    """Readings of the driver's tool. ``net_peak_bytes``: the largest peak above its card's idle reading, null if none.
+
+    Sampled, so a short peak can be missed; the counters of the framework in ``Memory`` can't miss one.
+    """
+
+    source: str
+    samples: int
+    cards: tuple[CardMemory, ...] = ()
+    net_peak_bytes: Bytes | None = None
+    processes_before: tuple[str, ...] = ()
+    reason: str | None = None
+
+
+class Load(Part):
+    """Processor time around the steady steps, in cores: what others used, what the hypervisor took.
+
+    ``disturbed``: others used more than the cores that this run could not use anyway.
+    """
+
+    window_seconds: Seconds
+    own_cores: Finite
+    foreign_cores: Finite
+    steal_cores: Finite
+    logical_cores: int
+    usable_cores: int
+    disturbed: bool
+
+
 class Memory(Part):
     """Peaks in bytes: each number is the largest over the ranks (rank ``max_rank``), never a sum.
 
@@ -85,6 +132,7 @@ class Memory(Part):
     process_peak_bytes: Bytes | None = None
     process_hwm_bytes: Bytes | None = None
     per_rank: tuple[RankMemory, ...] = ()
+    phases: tuple[PhaseMemory, ...] = ()
     max_rank: int | None = None
 
 

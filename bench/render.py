@@ -48,6 +48,11 @@ def gib(value: int | None) -> str:
     return "-" if value is None else f"{value / 2**30:.2f} GiB"
 
 
+def memory(value: float) -> str:
+    """Bytes in the unit that shows a change: MiB below one GiB."""
+    return f"{value / 2**20:.1f} MiB" if abs(value) < 2**30 else f"{value / 2**30:.3f} GiB"
+
+
 def problems(record: Record) -> list[str]:
     """Why a record isn't ok and which inputs failed, as lines; empty for one that is."""
     if record.status in ("ok", "skipped"):

@@ -19,6 +19,8 @@ from bench.codes import FAILED, PASS, UNSTEADY, USAGE
 from bench.environment import code, code_root, collect
 from bench.events import FILE_NAME, read_events
 from bench.memory import OOM_TEXT, memory_of
+from bench.npu import DeviceWatch
+from bench.phases import largest_process_peak, with_phases
 from bench.process import Ended, remove_partial_files, run_process
 from bench.record import Record
 from bench.record_parts import Summary
@@ -99,10 +101,12 @@ def run_job(job: Job) -> Record:
     reasons: dict[str, str] = {}
     environment, more = collect(env)
     facts = {"environment": environment, "code": code(reasons), "started": utc_now()}
-    with _terminal() as terminal:
+    watch = DeviceWatch(wanted=_runtime(job).get("device") == "ascend")
+    with _terminal() as terminal, watch:
         ended = _run_child(job, env, terminal)
     if ended.signal or ended.interrupted or ended.timed_out:
         remove_partial_files([job.run_dir, job.out], ended.pid)
+    facts["device_level"] = watch.result()
     record = _record_of(job, ended, facts, reasons | more)
     records.write(record, job.run_dir)
     if ended.interrupted:
@@ -142,8 +146,10 @@ def _record_of(job: Job, ended: Ended, facts: dict[str, Any], reasons: dict[str,
     compiling, why = compile_seconds(parts["steps"], parts["stages"])
     if why:
         reasons["compile_seconds"] = why
-    memory, more = memory_of(ended.peak_bytes, last(events, "memory"))
+    peaks = [peak for peak in (ended.peak_bytes, largest_process_peak(by_type(events, "phase"))) if peak]
+    memory, more = memory_of(max(peaks, default=None), last(events, "memory"))
     reasons |= more
+    memory = with_phases(memory, reasons, by_type(events, "phase"))
     tail = log_tail(job.run_dir / "log.txt")
     status, reason = classify(ended, last(events, "end"), tail)
     if status == "ok":
@@ -166,6 +172,7 @@ def _record_of(job: Job, ended: Ended, facts: dict[str, Any], reasons: dict[str,
         compile_seconds=compiling,
         summary=summary,
         memory=memory,
+        load=by_type(events, "load")[-1] if by_type(events, "load") else None,
         null_reasons=reasons,
         log_tail=None if status == "ok" else tail,
         **facts,
@@ -241,6 +248,11 @@ def relative_to(path: Path, folder: Path) -> str:
     """``path`` relative to ``folder`` with forward slashes when it lies inside, else as it is."""
     root = folder.absolute()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def by_type(events: list[dict], kind: str) -> list[dict]:
+    """The fields of the events of a type, in order."""
+    return [{key: value for key, value in event.items() if key != "type"} for event in events if event["type"] == kind]
 
 
 def last(events: list[dict], kind: str) -> dict | None:

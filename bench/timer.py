@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from bench.record_parts import Step, Summary
+from bench.stats import thirds
 
 # A step with one of these tags did more than a step's work: left out of the statistics, counted in steps_excluded.
 EXCLUDED_TAGS = frozenset({"compile", "warmup", "gc", "checkpoint", "eval", "sample"})
@@ -56,13 +57,13 @@ def _rate(counted: list[Step], what: str, cards: int | None, no_cards_reason: st
 
 
 def _steadiness(seconds: list[float], values: dict, reasons: dict) -> None:
-    if len(seconds) < MIN_STEPS_FOR_STEADY:
+    found = thirds(seconds, MIN_STEPS_FOR_STEADY)
+    if found is None:
         reason = f"needs {MIN_STEPS_FOR_STEADY} counted steps, got {len(seconds)}"
         for field in ("first_third_seconds", "last_third_seconds", "drift", "steady"):
             reasons[f"summary.{field}"] = reason
         return
-    third = len(seconds) // 3
-    first, last = median(seconds[:third]), median(seconds[-third:])
+    first, last = found
     drift = (last - first) / values["step_seconds_median"]
     values |= {
         "first_third_seconds": first,

@@ -112,6 +112,14 @@ def kill(recipe: dict, ctx) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def peak_then_killed(recipe: dict, ctx) -> None:
+    with ctx.stage("load"):
+        held = b"1" * 200_000_000
+        del held
+    ctx.step(0, 0.1)
+    kill(recipe, ctx)
+
+
 def killed_unless_resumed(recipe: dict, ctx) -> None:
     if recipe["train"].get("resume") != "latest":
         kill(recipe, ctx)
@@ -119,7 +127,7 @@ def killed_unless_resumed(recipe: dict, ctx) -> None:
 
 ACTIONS = {f.__name__: f for f in (everything, exception, user_error, failed_rows, nan_loss, abort, address_space)}
 ACTIONS |= {f.__name__: f for f in (backend_out_of_memory, dies_with_memory_text, sleep, damaged_events, write_to)}
-ACTIONS |= {f.__name__: f for f in (read_from, steady, kill, killed_unless_resumed)}
+ACTIONS |= {f.__name__: f for f in (read_from, steady, kill, killed_unless_resumed, peak_then_killed)}
 ACTIONS |= {
     "nothing": lambda recipe, ctx: None,
     "sys_exit": lambda recipe, ctx: sys.exit(0),
