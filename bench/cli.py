@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import paired_cli
 from bench.codes import FAILED, INTERRUPTED, PASS, USAGE
 from core.errors import UserError
 
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line: check, show, run, report, doctor."""
+    """The command line with every command."""
     parser = argparse.ArgumentParser(prog="cogbench", description="Reproducible runs of CogVideoX.", epilog=_EXIT_CODES)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -67,6 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("-v", "--verbose", action="store_true", help="show the log even when not on a terminal")
     run.add_argument("--require-steady", action="store_true", help="exit 5 unless the step times are proven steady")
+
+    paired = _command(commands, "paired", _paired, "ours and diffusers in turn on the same work, with their ratio")
+    paired_cli.add_arguments(paired)
 
     report = _command(commands, "report", _report, "tables, or one self-contained page, from records")
     report.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="run folders (default: runs)")
@@ -99,6 +103,16 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, need a whole number from 1")
     return value
+
+
+def _paired(args: argparse.Namespace) -> int:
+    return _shown(args, paired_cli.run(args))
+
+
+def _shown(args: argparse.Namespace, result: tuple[int, dict[str, Any], str]) -> int:
+    code, data, text = result
+    print_json(data) if args.json else print(text)
+    return code
 
 
 def _check(args: argparse.Namespace) -> int:
