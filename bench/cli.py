@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import paired_cli
+from bench import claims_cli, paired_cli
 from bench.codes import FAILED, INTERRUPTED, PASS, USAGE
 from core.errors import UserError
 
@@ -79,6 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FOLDER", help="write report.md there (and report.html with --html)"
     )
 
+    claims = _command(commands, "claims", _claims, "the figures of README and docs against records and sources")
+    claims_cli.add_arguments(claims)
+
     _command(commands, "doctor", _doctor, "what this machine can and cannot measure, and why")
     return parser
 
@@ -107,6 +110,10 @@ def _positive(text: str) -> int:
 
 def _paired(args: argparse.Namespace) -> int:
     return _shown(args, paired_cli.run(args))
+
+
+def _claims(args: argparse.Namespace) -> int:
+    return _shown(args, claims_cli.run(args))
 
 
 def _shown(args: argparse.Namespace, result: tuple[int, dict[str, Any], str]) -> int:
