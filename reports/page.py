@@ -11,9 +11,11 @@ from typing import Any
 from core.files import write_text
 from reports.buckets import bucket_tables
 from reports.collect import Collection, Notice, Run
+from reports.comparison import comparison_tables
 from reports.contact import contact_sheet
 from reports.judge import judge_plots, judge_tables
 from reports.media import Picture, find_pictures
+from reports.paired import paired_tables
 from reports.plots import Plot, make_plots
 from reports.published import published_table
 from reports.render import Cell, Table, clean, code_cell, command_text, missing_cell, text_cell
@@ -65,6 +67,7 @@ class Page:
     summary: Table
     tables: tuple[Table, ...]
     environment: Table
+    comparison: tuple[Table, ...]
     published: Table
     logs: tuple[Log, ...]
     log_note: str
@@ -97,6 +100,7 @@ def make_page(collection: Collection, out: Path) -> Page:
         summary=summary_table(runs),
         tables=_tables(collection, [*notices, *undecodable]),
         environment=environment_table(runs),
+        comparison=comparison_tables(runs[:MAX_DETAILED]),
         published=published_table(runs),
         logs=tuple(logs[:MAX_LOGS]),
         log_note=f"The first {MAX_LOGS} of {len(logs)} runs that failed." if len(logs) > MAX_LOGS else "",
@@ -109,7 +113,13 @@ def _tables(collection: Collection, notices: Sequence[Notice]) -> tuple[Table, .
     runs = collection.runs
     some = runs[:MAX_DETAILED]
     only = f"Only the first {len(some):,} of {len(runs):,} runs: give fewer folders to see others."
-    detailed = (performance_table(some), stage_table(some), *training_tables(some), *bucket_tables(some))
+    detailed = (
+        *paired_tables(some),
+        performance_table(some),
+        stage_table(some),
+        *training_tables(some),
+        *bucket_tables(some),
+    )
     detailed = (*detailed, *judge_tables(some), metric_table(some), record_table(some))
     if len(some) < len(runs):
         detailed = tuple(replace(table, note=f"{table.note} {only}".strip()) for table in detailed)
