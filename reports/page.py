@@ -79,7 +79,9 @@ def make_page(collection: Collection, out: Path) -> Page:
     """Computes the tables and writes the pictures of a report to ``out``/report_files."""
     runs = collection.runs
     files = out / "report_files"
-    plots = (*make_plots(runs), *judge_plots(runs))
+    some = runs[:MAX_DETAILED]
+    plots = tuple(replace(plot, caption=f"{plot.caption}{_only(runs, ' ')}") for plot in make_plots(some))
+    plots = (*plots, *judge_plots(some))
     for plot in plots:
         write_text(files / f"{plot.name}.svg", plot.standalone)
     pictures, notices, total = find_pictures(runs, MAX_PICTURES)
@@ -100,7 +102,7 @@ def make_page(collection: Collection, out: Path) -> Page:
         summary=summary_table(runs),
         tables=_tables(collection, [*notices, *undecodable]),
         environment=environment_table(runs),
-        comparison=comparison_tables(runs[:MAX_DETAILED]),
+        comparison=comparison_tables(some),
         published=published_table(runs),
         logs=tuple(logs[:MAX_LOGS]),
         log_note=f"The first {MAX_LOGS} of {len(logs)} runs that failed." if len(logs) > MAX_LOGS else "",
@@ -112,7 +114,6 @@ def make_page(collection: Collection, out: Path) -> Page:
 def _tables(collection: Collection, notices: Sequence[Notice]) -> tuple[Table, ...]:
     runs = collection.runs
     some = runs[:MAX_DETAILED]
-    only = f"Only the first {len(some):,} of {len(runs):,} runs: give fewer folders to see others."
     detailed = (
         *paired_tables(some),
         performance_table(some),
@@ -122,8 +123,15 @@ def _tables(collection: Collection, notices: Sequence[Notice]) -> tuple[Table, .
     )
     detailed = (*detailed, *judge_tables(some), metric_table(some), record_table(some))
     if len(some) < len(runs):
-        detailed = tuple(replace(table, note=f"{table.note} {only}".strip()) for table in detailed)
+        detailed = tuple(replace(table, note=f"{table.note}{_only(runs, ' ')}".strip()) for table in detailed)
     return (failure_table(runs), notice_table(collection, notices), *detailed)
+
+
+def _only(runs: Sequence[Run], before: str) -> str:
+    """That a table or plot leaves out the later ones of very many runs; nothing where it does not."""
+    if len(runs) <= MAX_DETAILED:
+        return ""
+    return f"{before}Only the first {MAX_DETAILED:,} of {len(runs):,} runs: give fewer folders to see others."
 
 
 def _lead(runs: Sequence[Run], notices: Sequence[Notice]) -> str:

@@ -28,6 +28,7 @@ FACTORY = {
 def test_cost_of_a_forward_pass_by_hand():
     """42 (24 3072^2 45106 + 4 3072 45106^2) = 4.291e14 + 1.0500e15; PromptTea publishes 150.12 PFLOP for 100 passes."""
     arch = derived.architecture("CogVideoX1.5-5B T2V")
+    assert arch is not None
     assert arch == derived.Architecture(layers=42, width=3072, patch_t=2)
     tokens = derived.sequence(arch, 768, 1360, 81)
     assert tokens == 226 + 11 * 48 * 85 == 45106
@@ -40,6 +41,7 @@ def test_cost_of_a_forward_pass_by_hand():
 
 def test_the_older_models_have_a_token_per_latent_frame():
     arch = derived.architecture("CogVideoX-2B")
+    assert arch is not None
     assert arch == derived.Architecture(layers=30, width=1920, patch_t=1)
     assert derived.sequence(arch, 480, 720, 49) == 226 + 13 * 30 * 45
 
