@@ -79,6 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FOLDER", help="write report.md there (and report.html with --html)"
     )
 
+    report.add_argument("--tensorboard", type=Path, metavar="DIR", help="write TensorBoard event files, a folder a run")
+    report.add_argument("--jsonl", type=Path, metavar="DIR", help="write steps and metrics as JSON lines, a file a run")
+
     claims = _command(commands, "claims", _claims, "the figures of README and docs against records and sources")
     claims_cli.add_arguments(claims)
 
@@ -170,9 +173,8 @@ def _run(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from bench.report_command import report_command  # noqa: PLC0415
 
-    code, data, text = report_command(args.folders or [Path("runs")], html=args.html, out=args.out)
-    print_json(data) if args.json else print(text)
-    return code
+    options = {"html": args.html, "out": args.out, "tensorboard": args.tensorboard, "jsonl": args.jsonl}
+    return _shown(args, report_command(args.folders or [Path("runs")], **options))
 
 
 def _doctor(args: argparse.Namespace) -> int:
