@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import judging_arguments
+from bench import claims_cli, judging_arguments, paired_cli
 from bench.codes import FAILED, INTERRUPTED, PASS, USAGE
 from core.errors import UserError, unwritable
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line: check, show, run, report, calibrate, compare, gate, doctor."""
+    """The command line with every command."""
     parser = argparse.ArgumentParser(prog="cogbench", description="Reproducible runs of CogVideoX.", epilog=_EXIT_CODES)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -71,6 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("-v", "--verbose", action="store_true", help="show the log even when not on a terminal")
     run.add_argument("--require-steady", action="store_true", help="exit 5 unless the step times are proven steady")
 
+    paired = _command(commands, "paired", _paired, "ours and diffusers in turn on the same work, with their ratio")
+    paired_cli.add_arguments(paired)
+
     report = _command(commands, "report", _report, "tables, or one self-contained page, from records")
     report.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="run folders (default: runs)")
     report.add_argument("--html", action="store_true", help="write a page (report.html and report.md)")
@@ -78,8 +81,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FOLDER", help="write report.md there (and report.html with --html)"
     )
 
+    report.add_argument("--tensorboard", type=Path, metavar="DIR", help="write TensorBoard event files, a folder a run")
+    report.add_argument("--jsonl", type=Path, metavar="DIR", help="write steps and metrics as JSON lines, a file a run")
+
     for name, add_arguments, text in judging_arguments.COMMANDS:
         add_arguments(_command(commands, name, _judging, text))
+
+    claims = _command(commands, "claims", _claims, "the figures of README and docs against records and sources")
+    claims_cli.add_arguments(claims)
 
     _command(commands, "doctor", _doctor, "what this machine can and cannot measure, and why")
     return parser
@@ -105,6 +114,20 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, need a whole number from 1")
     return value
+
+
+def _paired(args: argparse.Namespace) -> int:
+    return _shown(args, paired_cli.run(args))
+
+
+def _claims(args: argparse.Namespace) -> int:
+    return _shown(args, claims_cli.run(args))
+
+
+def _shown(args: argparse.Namespace, result: tuple[int, dict[str, Any], str]) -> int:
+    code, data, text = result
+    print_json(data) if args.json else print(text)
+    return code
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -155,9 +178,8 @@ def _run(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from bench.report_command import report_command  # noqa: PLC0415
 
-    code, data, text = report_command(args.folders or [Path("runs")], html=args.html, out=args.out)
-    print_json(data) if args.json else print(text)
-    return code
+    options = {"html": args.html, "out": args.out, "tensorboard": args.tensorboard, "jsonl": args.jsonl}
+    return _shown(args, report_command(args.folders or [Path("runs")], **options))
 
 
 def _judging(args: argparse.Namespace) -> int:

@@ -34,6 +34,8 @@ def refuse_unsupported(loaded: Any) -> None:
     """UserError when the recipe is valid but asks for something this version can't run."""
     from recipes.support import unsupported  # noqa: PLC0415
 
+    if loaded.data["kind"] == "paired":
+        raise UserError(f"{loaded.path}: kind paired has two sides: run it with cogbench paired {loaded.path}")
     if found := unsupported(loaded.recipe):
         raise UserError(f"{loaded.path}: not supported by this version: {'; '.join(map(str, found))}")
 

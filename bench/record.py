@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -98,16 +97,17 @@ class Record(Part):
         return self
 
 
-def null_keys(value: Any, prefix: str = "") -> Iterator[str]:
+def null_keys(value: Any, prefix: str = "") -> list[str]:
     """Dotted keys (``memory.per_rank.0.x``) of every None inside ``value``."""
     if value is None:
-        yield prefix
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from null_keys(inner, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, list | tuple):
-        for index, inner in enumerate(value):
-            yield from null_keys(inner, f"{prefix}.{index}")
+        return [prefix]
+    found: list[str] = []
+    # One list and one level at a time: a report reads ten thousand records, and most values are plain.
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, inner in items:
+        if inner is None or isinstance(inner, dict | list | tuple):
+            found += null_keys(inner, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 
 def record_path(path: str | os.PathLike) -> Path:
@@ -144,6 +144,15 @@ def make(**fields: Any) -> Record:
 
 def read(path: str | os.PathLike) -> Record:
     """The record at ``path`` (a file or a run folder); RecordError if it is missing, damaged or of another version."""
+    return _read(path)[0]
+
+
+def read_data(path: str | os.PathLike) -> dict[str, Any]:
+    """What ``read`` has read, as the file's plain values; top-level fields that the file leaves out have defaults."""
+    return _DEFAULTS | _read(path)[1]
+
+
+def _read(path: str | os.PathLike) -> tuple[Record, dict[str, Any]]:
     file = record_path(path)
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -159,9 +168,17 @@ def read(path: str | os.PathLike) -> Record:
     if version != SCHEMA_VERSION:
         raise RecordError(f"{file}: schema_version {version!r}, need {SCHEMA_VERSION}: use the cogbench that wrote it")
     try:
-        return Record.model_validate(data)
+        return Record.model_validate(data), data
     except ValidationError as error:
         raise RecordError(f"{file}: damaged record: {_problems(error)}") from None
+
+
+def _default(field: Any) -> Any:
+    value = field.get_default(call_default_factory=True)
+    return value.model_dump(mode="json") if isinstance(value, Part) else list(value) if value == () else value
+
+
+_DEFAULTS = {name: _default(field) for name, field in Record.model_fields.items() if not field.is_required()}
 
 
 def find(folders: list[Path]) -> tuple[list[tuple[Path, Record]], list[str]]:

@@ -24,3 +24,9 @@ def build_report(folders: Sequence[Path], out: Path, *, html: bool) -> Path:
         raise UserError(f"report builder {entry.value} can't be loaded: {error}: install it") from None
     paths = build(list(folders), out, html=html)
     return Path(paths["html" if html else "markdown"])
+
+
+def export_metrics(folders: Sequence[Path], *, tensorboard: Path | None, jsonl: Path | None) -> list[Path]:
+    """Writes the runs' steps for other tools; returns the files."""
+    export = EntryPoint(name="export", value="reports.metrics:export", group=GROUP).load()
+    return export(list(folders), tensorboard=tensorboard, jsonl=jsonl)

@@ -241,6 +241,10 @@ class VAEConfig(_Config):
                 f"multiples of norm_num_groups {self.norm_num_groups}",
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values; the ratio is whole, as published: diffusers' pipeline slices with it."""
+        return super().to_dict() | {"temporal_compression_ratio": int(self.temporal_compression_ratio)}
+
     @property
     def spatial_compression_ratio(self) -> int:
         """Pixels per latent along height and width."""

@@ -169,6 +169,15 @@ def _saved(data: Data) -> Iterator[Issue]:
         yield Issue("save.decode", message, "set save.latents to true")
 
 
+def _paired(data: Data) -> Iterator[Issue]:
+    """diffusers recomputes whole blocks only, and both sides compute in fp32 on the CPU."""
+    if get(data, "train.recompute") == "keep_attention":
+        yield Issue("train.recompute", "got keep_attention, which diffusers does not have, need none or all")
+    for key, only in (("runtime.device", "cpu"), ("runtime.dtype", "fp32")):
+        if (got := get(data, key)) not in (None, only):
+            yield Issue(key, f"got {scalar(got)}, need {only}: a pair runs on the CPU, where both compute in fp32")
+
+
 _RULES: dict[str, tuple[Rule, ...]] = {
     "make-clips": (held_out,),
     "encode-text": (_model_for("encode-text"), _text_sources),
@@ -177,4 +186,5 @@ _RULES: dict[str, tuple[Rule, ...]] = {
     "train-vae": (_model_for("train-vae"), vae_frames, *OPTIMIZER_RULES),
     "generate": (_model_for("generate"), _prompts, _generate_frames, _timesteps, _saved, _parallel, _tiling),
     "decode-latents": (_model_for("decode-latents"), _tiling),
+    "paired": (_generate_frames, _tiling, *OPTIMIZER_RULES, _paired),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from core.errors import UserError
@@ -21,11 +23,24 @@ def build_report(run_dirs: Sequence[Path], out: Path, *, html: bool = True) -> d
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, a report is written into a folder: give another --out")
-    collection = collect([Path(folder) for folder in run_dirs])
-    out.mkdir(parents=True, exist_ok=True)
-    page = make_page(collection, out)
-    page.files.mkdir(exist_ok=True)
-    paths = {"markdown": write_markdown(page, out / "report.md"), "files": page.files}
-    if html:
-        paths["html"] = write_html(page, out / "report.html")
+    with _without_cycles():
+        collection = collect([Path(folder) for folder in run_dirs])
+        out.mkdir(parents=True, exist_ok=True)
+        page = make_page(collection, out)
+        page.files.mkdir(exist_ok=True)
+        paths = {"markdown": write_markdown(page, out / "report.md"), "files": page.files}
+        if html:
+            paths["html"] = write_html(page, out / "report.html")
     return paths
+
+
+@contextmanager
+def _without_cycles() -> Iterator[None]:
+    """Records and tables are trees: looking for cycles among ten thousand of them takes longer than making them."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()

@@ -99,7 +99,7 @@ def finite(value: Any) -> float | None:
 def read(path: Path) -> Run | Notice:
     """The run recorded at ``path``, or a notice saying why it can't be read."""
     try:
-        data = records.read(path).model_dump(mode="json")
+        data = records.read_data(path)
         return Run(path=path, data=data, label=data["name"])
     except (records.RecordError, RecursionError) as error:
         message = str(error).removeprefix(f"{path}: ") or type(error).__name__

@@ -25,7 +25,7 @@ def write_markdown(page: Page, path: Path) -> Path:
         parts += ["## Generated", *_pictures(page, path.parent)]
     parts += [_table(table, path.parent) for table in page.tables]
     parts += _logs(page.logs, page.log_note)
-    parts += [_table(page.environment, path.parent), _table(page.published, path.parent)]
+    parts += [_table(table, path.parent) for table in (page.environment, *page.comparison, page.published)]
     if page.published.more_rows:
         parts.append(f"{len(page.published.more_rows)} more published rows are in reports/published.csv.")
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")

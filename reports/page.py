@@ -11,9 +11,11 @@ from typing import Any
 from core.files import write_text
 from reports.buckets import bucket_tables
 from reports.collect import Collection, Notice, Run
+from reports.comparison import comparison_tables
 from reports.contact import contact_sheet
 from reports.judge import judge_plots, judge_tables
 from reports.media import Picture, find_pictures
+from reports.paired import paired_tables
 from reports.plots import Plot, make_plots
 from reports.published import published_table
 from reports.render import Cell, Table, clean, code_cell, command_text, missing_cell, text_cell
@@ -65,6 +67,7 @@ class Page:
     summary: Table
     tables: tuple[Table, ...]
     environment: Table
+    comparison: tuple[Table, ...]
     published: Table
     logs: tuple[Log, ...]
     log_note: str
@@ -76,7 +79,9 @@ def make_page(collection: Collection, out: Path) -> Page:
     """Computes the tables and writes the pictures of a report to ``out``/report_files."""
     runs = collection.runs
     files = out / "report_files"
-    plots = (*make_plots(runs), *judge_plots(runs))
+    some = runs[:MAX_DETAILED]
+    plots = tuple(replace(plot, caption=f"{plot.caption}{_only(runs, ' ')}") for plot in make_plots(some))
+    plots = (*plots, *judge_plots(some))
     for plot in plots:
         write_text(files / f"{plot.name}.svg", plot.standalone)
     pictures, notices, total = find_pictures(runs, MAX_PICTURES)
@@ -97,6 +102,7 @@ def make_page(collection: Collection, out: Path) -> Page:
         summary=summary_table(runs),
         tables=_tables(collection, [*notices, *undecodable]),
         environment=environment_table(runs),
+        comparison=comparison_tables(some),
         published=published_table(runs),
         logs=tuple(logs[:MAX_LOGS]),
         log_note=f"The first {MAX_LOGS} of {len(logs)} runs that failed." if len(logs) > MAX_LOGS else "",
@@ -108,12 +114,24 @@ def make_page(collection: Collection, out: Path) -> Page:
 def _tables(collection: Collection, notices: Sequence[Notice]) -> tuple[Table, ...]:
     runs = collection.runs
     some = runs[:MAX_DETAILED]
-    only = f"Only the first {len(some):,} of {len(runs):,} runs: give fewer folders to see others."
-    detailed = (performance_table(some), stage_table(some), *training_tables(some), *bucket_tables(some))
+    detailed = (
+        *paired_tables(some),
+        performance_table(some),
+        stage_table(some),
+        *training_tables(some),
+        *bucket_tables(some),
+    )
     detailed = (*detailed, *judge_tables(some), metric_table(some), record_table(some))
     if len(some) < len(runs):
-        detailed = tuple(replace(table, note=f"{table.note} {only}".strip()) for table in detailed)
+        detailed = tuple(replace(table, note=f"{table.note}{_only(runs, ' ')}".strip()) for table in detailed)
     return (failure_table(runs), notice_table(collection, notices), *detailed)
+
+
+def _only(runs: Sequence[Run], before: str) -> str:
+    """That a table or plot leaves out the later ones of very many runs; nothing where it does not."""
+    if len(runs) <= MAX_DETAILED:
+        return ""
+    return f"{before}Only the first {MAX_DETAILED:,} of {len(runs):,} runs: give fewer folders to see others."
 
 
 def _lead(runs: Sequence[Run], notices: Sequence[Notice]) -> str:

@@ -95,20 +95,21 @@ def _row(figure: Figure, reason: str) -> tuple[Cell, ...]:
         text_cell(cells["system"]),
         text_cell(cells["task"]),
         text_cell(cells["model"]),
-        *(_stated(cells[key]) for key in ("resolution", "frames", "batch")),
+        *(stated_cell(cells[key]) for key in ("resolution", "frames", "batch")),
         _numeric(figure, "devices"),
-        _stated(cells["device_type"]),
-        _stated(settings),
+        stated_cell(cells["device_type"]),
+        stated_cell(settings),
         _numeric(figure, "step_time_s"),
-        _stated(cells["throughput"]),
+        stated_cell(cells["throughput"]),
         _numeric(figure, "peak_memory_gb"),
         missing_cell(reason),
-        _source(cells["source_url_or_repo_path"].strip()),
-        _stated(cells["note"], "no note"),
+        source_cell(cells["source_url_or_repo_path"].strip()),
+        stated_cell(cells["note"], "no note"),
     )
 
 
-def _stated(text: str, otherwise: str = "not published") -> Cell:
+def stated_cell(text: str, otherwise: str = "not published") -> Cell:
+    """The text as printed, or that the source has none."""
     return text_cell(text) if text.strip() else missing_cell(otherwise, applies=False)
 
 
@@ -117,6 +118,7 @@ def _numeric(figure: Figure, column: str) -> Cell:
     return Cell(text, figure.number(column), "number") if text else missing_cell("not published", applies=False)
 
 
-def _source(text: str) -> Cell:
+def source_cell(text: str) -> Cell:
+    """The source, as a link where it is an address."""
     url = text if re.fullmatch(r"https://[^\s\"'<>]+", text) else None
     return Cell(text, text.lower(), "", url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from recipes.schema.common import Model, Output, Parallel, Recipe, Runtime, Section, Tiling
 from recipes.schema.generate import DecodeLatentsRecipe, GenerateRecipe
 from recipes.schema.judge import JudgeRecipe
+from recipes.schema.paired import PairedRecipe
 from recipes.schema.pipeline import (
     DecodeLatentsStage,
     EncodeTextStage,
@@ -44,6 +45,7 @@ KINDS: dict[str, type[Recipe]] = {
     "generate": GenerateRecipe,
     "decode-latents": DecodeLatentsRecipe,
     "judge": JudgeRecipe,
+    "paired": PairedRecipe,
     "pipeline": PipelineRecipe,
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "MakeModelRecipe",
     "Model",
     "Output",
+    "PairedRecipe",
     "Parallel",
     "PipelineHead",
     "PipelineRecipe",

@@ -77,3 +77,9 @@ def test_the_classes_are_all_covered():
     assert {type(c) for c in (BASE.transformer, BASE.vae, BASE.text, BASE.scheduler)} == {
         TransformerConfig, VAEConfig, T5Config, SchedulerConfig
     }  # fmt: skip
+
+
+def test_the_vae_s_ratio_is_written_as_the_whole_number_that_diffusers_slices_with():
+    written = BASE.vae.to_dict()["temporal_compression_ratio"]
+    assert (written, type(written)) == (4, int)
+    assert type(BASE.vae).from_dict(BASE.vae.to_dict() | {"temporal_compression_ratio": 4.0}, "old file") == BASE.vae

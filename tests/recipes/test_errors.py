@@ -42,7 +42,8 @@ video: {height: 64, width: 96, max_frames: 17}
 """
 TEXT = "schema: 1\nkind: encode-text\nname: x\nmodel: {path: m}\ndata: {csv: a.csv}\n"
 KIND_LIST = (
-    "make-clips, make-model, encode-text, encode-video, train, train-vae, generate, decode-latents, judge, pipeline"
+    "make-clips, make-model, encode-text, encode-video, train, train-vae, generate, decode-latents, judge, paired, "
+    "pipeline"
 )
 CLIPS = "schema: 1\nkind: make-clips\nname: x\nclips: {count: 2, height: 64, width: 64, frames: 9}\n"
 VAE = """\
