@@ -68,6 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("-v", "--verbose", action="store_true", help="show the log even when not on a terminal")
     run.add_argument("--require-steady", action="store_true", help="exit 5 unless the step times are proven steady")
 
+    replay = _command(commands, "replay", _replay, "run a record's recipe again: the same bits, or where they differ")
+    replay.add_argument("record", type=Path, metavar="RECORD", help="a record.json or its run folder")
+    replay.add_argument("--out", type=Path, metavar="DIR", help="folder of the replay (default: a new one below runs/)")
+    replay.add_argument("-v", "--verbose", action="store_true", help="show the log even when not on a terminal")
+
     report = _command(commands, "report", _report, "tables, or one self-contained page, from records")
     report.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="run folders (default: runs)")
     report.add_argument("--html", action="store_true", help="write a page (report.html and report.md)")
@@ -142,6 +147,16 @@ def _run(args: argparse.Namespace) -> int:
     flags = {"--require-steady": args.require_steady, "--resume": args.resume}
     command += tuple(name for name, given in flags.items() if given)
     code, data, text = run_command(args, command)
+    print_json(data) if args.json else print(text)
+    return code
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from bench.replay_command import replay_command  # noqa: PLC0415
+
+    command = ("cogbench", "replay", str(args.record), *(("--out", str(args.out)) if args.out else ()))
+    forward = args.verbose or sys.stderr.isatty()
+    code, data, text = replay_command(args.record, out=args.out, command=command, forward=forward)
     print_json(data) if args.json else print(text)
     return code
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import record as records
+from bench import tensors
 from bench.child_env import full_environment
 from bench.codes import FAILED, PASS, UNSTEADY, USAGE
 from bench.environment import code, code_root, collect
@@ -136,6 +137,8 @@ def _run_child(job: Job, env: dict[str, str], terminal: int | None) -> Ended:
 def _record_of(job: Job, ended: Ended, facts: dict[str, Any], reasons: dict[str, str]) -> Record:
     events, damaged = read_events(job.run_dir / FILE_NAME)
     parts = gather(events, job.run_dir)
+    if groups := tensors.groups_of(events):
+        parts["digests"] |= {tensors.FILE_NAME: tensors.write(job.run_dir, groups)}
     cards = None if _runtime(job).get("device", "cpu") == "cpu" else int(_runtime(job).get("workers") or 1)
     summary, more = summarize(parts["steps"], cards=cards, no_cards_reason="ran on the CPU: there is no card")
     reasons |= more
