@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
+from bench import memory_cap
 from bench.codes import FAILED, PASS, USAGE
 from bench.context import RunContext
 from bench.events import FILE_NAME, EventLog
@@ -32,6 +33,8 @@ def main(arguments: list[str]) -> int:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     _die_with(job["parent_pid"])
     events = EventLog(folder / FILE_NAME)
+    if job.get("memory_cap"):
+        events.write("memory_cap", **memory_cap.confine(job["memory_cap"]))
     status, reason, code = _attempt(job, events)
     events.write("memory", hwm=process_hwm_bytes(), device=_device_peaks())
     events.write("end", status=status, reason=reason)

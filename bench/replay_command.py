@@ -12,10 +12,10 @@ from typing import Any
 from bench import record as records
 from bench import tensors
 from bench.codes import MISMATCH, PASS
-from bench.pipeline import run_pipeline
 from bench.record import Record
 from bench.replay import Comparison, Evidence, certificate, comparable, compare, environment_differences, joined, lines
-from bench.runner import Job, claim_run_dir, exit_code_of, new_run_dir, refuse_simulation, run_job
+from bench.rows import run_recipe
+from bench.runner import Job, claim_run_dir, exit_code_of, new_run_dir, refuse_simulation
 from core.errors import UserError
 from core.files import write_text
 
@@ -50,7 +50,7 @@ def replay_command(
         kind=recorded.kind, name=recorded.name, data=_elsewhere(recipe.data), digest=recipe.digest, run_dir=folder,
         command=command, origins=recorded.origins, forward=forward, task_module=task_module,
     )  # fmt: skip
-    replayed = _run(job, file)
+    replayed = run_recipe(job, SimpleNamespace(data=job.data, path=file))
     if replayed.status not in ("ok", "unsteady"):
         comparison, code = None, exit_code_of(replayed)
     else:
@@ -127,14 +127,6 @@ def _elsewhere(data: dict[str, Any]) -> dict[str, Any]:
         if isinstance(part.get("train"), dict) and part["train"].get("resume") is not None:
             part["train"]["resume"] = None
     return changed
-
-
-def _run(job: Job, file: Path) -> Record:
-    if job.kind != "pipeline":
-        return run_job(job)
-    from bench.recipe_access import stage_plans  # noqa: PLC0415
-
-    return run_pipeline(job, stage_plans(SimpleNamespace(data=job.data, path=file)))[0]
 
 
 def _compared(recorded: list[tuple[str, Evidence]], replayed: list[tuple[str, Evidence]]) -> Comparison:
