@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
+from bench import memory_cap
 from bench.codes import FAILED, PASS, USAGE
 from bench.context import RunContext
 from bench.events import FILE_NAME, EventLog
@@ -35,6 +36,8 @@ def main(arguments: list[str]) -> int:
     _die_with(job["parent_pid"])
     events = EventLog(folder / FILE_NAME)
     meter, load = PhaseMeter(events.write), LoadWatch()
+    if job.get("memory_cap"):
+        events.write("memory_cap", **memory_cap.confine(job["memory_cap"]))
     status, reason, code = _attempt(job, events, meter, load)
     device = meter.device_lifetime(_device_peaks())
     events.write("memory", hwm=meter.process_lifetime(), device=device)

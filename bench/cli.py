@@ -73,6 +73,31 @@ def build_parser() -> argparse.ArgumentParser:
 
     paired = _command(commands, "paired", _paired, "ours and diffusers in turn on the same work, with their ratio")
     paired_cli.add_arguments(paired)
+    replay = _command(commands, "replay", _replay, "run a record's recipe again: the same bits, or where they differ")
+    replay.add_argument("record", type=Path, metavar="RECORD", help="a record.json or its run folder")
+    replay.add_argument("--out", type=Path, metavar="DIR", help="folder of the replay (default: a new one below runs/)")
+    replay.add_argument("-v", "--verbose", action="store_true", help="show the log even when not on a terminal")
+
+    sweep = _command(
+        commands, "sweep", _sweep, "a recipe at every combination of some values; goes on where it stopped"
+    )
+    sweep.add_argument("sweep", type=Path, metavar="SWEEP")
+    sweep.add_argument("--out", type=Path, metavar="DIR", help="folder of the rows (default: runs/sweep-<name>)")
+    sweep.add_argument("--retry-failed", action="store_true", help="run failed rows again")
+    sweep.add_argument("--predict", action="append", default=[], metavar="AXIS=NUMBER", help="ask the fits for a value")
+    sweep.add_argument("-v", "--verbose", action="store_true", help="show the rows' logs")
+
+    limit = _command(commands, "limit", _limit, "the largest value of an axis that fits into memory, by real runs")
+    _recipe(limit)
+    limit.add_argument(
+        "--axis", required=True, metavar="KEY", help="a whole number of the recipe, such as video.frames"
+    )
+    limit.add_argument("--cap", metavar="SIZE", help="memory of the process, such as 4GiB (Ascend: of the device)")
+    limit.add_argument(
+        "--max", type=_positive, metavar="N", help="largest value to try (default: 16 times the recipe's)"
+    )
+    limit.add_argument("--out", type=Path, metavar="DIR", help="folder of the runs (default: runs/limit-<name>-<axis>)")
+    limit.add_argument("-v", "--verbose", action="store_true", help="show the runs' logs")
 
     report = _command(commands, "report", _report, "tables, or one self-contained page, from records")
     report.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="run folders (default: runs)")
@@ -171,6 +196,34 @@ def _run(args: argparse.Namespace) -> int:
     flags = {"--require-steady": args.require_steady, "--resume": args.resume}
     command += tuple(name for name, given in flags.items() if given)
     code, data, text = run_command(args, command)
+    print_json(data) if args.json else print(text)
+    return code
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from bench.replay_command import replay_command  # noqa: PLC0415
+
+    command = ("cogbench", "replay", str(args.record), *(("--out", str(args.out)) if args.out else ()))
+    forward = args.verbose or sys.stderr.isatty()
+    code, data, text = replay_command(args.record, out=args.out, command=command, forward=forward)
+    print_json(data) if args.json else print(text)
+    return code
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from bench.sweep import sweep_command  # noqa: PLC0415
+
+    code, data, text = sweep_command(args, ("cogbench", "sweep", str(args.sweep)))
+    print_json(data) if args.json else print(text)
+    return code
+
+
+def _limit(args: argparse.Namespace) -> int:
+    from bench.limit import limit_command  # noqa: PLC0415
+
+    command = ("cogbench", "limit", str(args.recipe), "--axis", args.axis)
+    command += tuple(part for s in args.set for part in ("--set", s))
+    code, data, text = limit_command(args, (*command, *(("--cap", args.cap) if args.cap else ())))
     print_json(data) if args.json else print(text)
     return code
 

@@ -138,6 +138,13 @@ class RunContext:
         """Records a sha256 that the caller computed itself (over what is too large for one array)."""
         self._events.write("digest", name=name, value=value)
 
+    def tensor(self, group: str, name: str, array: np.ndarray) -> str:
+        """Records and returns the sha256 of one tensor of ``group`` (``parameters``, ``input/vae``, ``latents``)."""
+        value = array_digest(array)
+        shape = [int(n) for n in np.shape(array)]
+        self._events.write("tensor", group=group, name=name, dtype=str(array.dtype), shape=shape, sha256=value)
+        return value
+
     def note(self, key: str, value: Any) -> None:
         """Records a small fact (decoder backend, scheduler, parameter count); a later note of ``key`` replaces it."""
         self._events.write("note", key=key, value=plain(value))

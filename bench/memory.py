@@ -18,6 +18,13 @@ OOM_TEXT = re.compile(
 )
 
 
+# Under RLIMIT_DATA the stack of a new thread may be what finds no room.
+CAPPED_TEXT = re.compile(
+    OOM_TEXT.pattern + r"|can't start new thread|pthread_create failed|Resource temporarily unavailable",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
 def process_hwm_bytes() -> int | None:
     """High-water mark of this process's resident memory (VmHWM), None where the system has none."""
     try:

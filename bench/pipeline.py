@@ -140,6 +140,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "command": job.command,
         "repeat": {"index": job.repeat, "of": job.of},
         "seeds": {"recipe": int(job.data.get("seed") or 0)},
+        "notes": job.notes,
     }
 
 

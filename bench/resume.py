@@ -14,9 +14,10 @@ from typing import Any
 
 from bench import record as records
 from bench.events import FILE_NAME as EVENTS
+from bench.tensors import FILE_NAME as TENSORS
 from core.errors import UserError
 
-_LEFT_BEHIND = (records.FILE_NAME, EVENTS, "log.txt", "job.json")
+_LEFT_BEHIND = (records.FILE_NAME, TENSORS, EVENTS, "log.txt", "job.json")
 
 
 def with_resume(data: dict[str, Any]) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench import memory_cap, tensors
 from bench import record as records
 from bench.child_env import full_environment
 from bench.codes import FAILED, PASS, UNSTEADY, USAGE
 from bench.environment import code, code_root, collect
 from bench.events import FILE_NAME, read_events
-from bench.memory import OOM_TEXT, memory_of
+from bench.memory import CAPPED_TEXT, OOM_TEXT, memory_of
 from bench.npu import DeviceWatch
 from bench.phases import largest_process_peak, with_phases
 from bench.process import Ended, remove_partial_files, run_process
@@ -37,6 +38,7 @@ class Job:
 
     ``recorded``: the recipe as the record shows it when it differs from what runs (``@stage`` references unresolved).
     ``time_left``: seconds that remain to the pipeline it belongs to.
+    ``memory_cap``: bytes that the process may take (``bench.memory_cap``). ``notes`` are added to the record's.
     ``task_module`` replaces the kind's task; only tests set it.
     """
 
@@ -54,6 +56,8 @@ class Job:
     forward: bool = False
     require_steady: bool = False
     time_left: float | None = None
+    memory_cap: int | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
     task_module: str | None = None
 
     @property
@@ -123,6 +127,7 @@ def _run_child(job: Job, env: dict[str, str], terminal: int | None) -> Ended:
         "seed": _seed(job),
         "parent_pid": os.getpid(),
         "terminal_fd": terminal,
+        "memory_cap": job.memory_cap,
         "task_module": job.task_module,
     }
     write_text(job.run_dir / "job.json", json.dumps(description, indent=1) + "\n")
@@ -140,6 +145,8 @@ def _run_child(job: Job, env: dict[str, str], terminal: int | None) -> Ended:
 def _record_of(job: Job, ended: Ended, facts: dict[str, Any], reasons: dict[str, str]) -> Record:
     events, damaged = read_events(job.run_dir / FILE_NAME)
     parts = gather(events, job.run_dir)
+    if groups := tensors.groups_of(events):
+        parts["digests"] |= {tensors.FILE_NAME: tensors.write(job.run_dir, groups)}
     cards = None if _runtime(job).get("device", "cpu") == "cpu" else int(_runtime(job).get("workers") or 1)
     summary, more = summarize(parts["steps"], cards=cards, no_cards_reason="ran on the CPU: there is no card")
     reasons |= more
@@ -151,7 +158,12 @@ def _record_of(job: Job, ended: Ended, facts: dict[str, Any], reasons: dict[str,
     reasons |= more
     memory = with_phases(memory, reasons, by_type(events, "phase"))
     tail = log_tail(job.run_dir / "log.txt")
-    status, reason = classify(ended, last(events, "end"), tail)
+    capped = last(events, "memory_cap")
+    if capped is not None:
+        parts["notes"]["memory_cap"] = {key: capped[key] for key in ("bytes", "by")}
+        memory_cap.clean(capped)
+    parts["notes"] |= job.notes
+    status, reason = classify(ended, last(events, "end"), tail, capped=capped is not None)
     if status == "ok":
         status, reason = _validity(job, parts["steps"], summary, damaged, reasons.get("summary.steady"))
     return records.make(
@@ -200,8 +212,11 @@ def _runtime(job: Job) -> dict[str, Any]:
     return job.data.get("runtime") or {}
 
 
-def classify(ended: Ended, end: dict | None, tail: str) -> tuple[str, str | None]:
-    """Status and reason from how the process ended, its own last event and the end of its log."""
+def classify(ended: Ended, end: dict | None, tail: str, *, capped: bool = False) -> tuple[str, str | None]:
+    """Status and reason from how the process ended, its own last event and the end of its log.
+
+    ``capped``: it ran under a memory cap, where a thread that can't be started is a lack of memory as well.
+    """
     how = f"killed by {ended.signal}" if ended.signal else f"exit code {ended.exit_code}"
     if ended.timed_out:
         return "timeout", f"stopped after {ended.seconds:.1f} s: longer than runtime.timeout_s allows"
@@ -210,14 +225,16 @@ def classify(ended: Ended, end: dict | None, tail: str) -> tuple[str, str | None
     if ended.oom_killer:
         return "oom", f"killed by the kernel for lack of memory ({ended.oom_killer})"
     if end is None:
-        return _died(ended, how, tail)
+        return _died(ended, how, tail, CAPPED_TEXT if capped else OOM_TEXT)
+    if capped and end["status"] == "failed" and (found := CAPPED_TEXT.search(end["reason"] or "")):
+        return "oom", f"{end['reason']} (the memory cap left no room: {found[0]!r})"
     clean = ended.signal is None and (ended.exit_code == 0) == (end["status"] == "ok")
     return (end["status"], end["reason"]) if clean else ("failed", f"the task ended, then the process died: {how}")
 
 
-def _died(ended: Ended, how: str, tail: str) -> tuple[str, str]:
+def _died(ended: Ended, how: str, tail: str, out_of_memory: re.Pattern[str]) -> tuple[str, str]:
     """Status and reason of a process that could not say how its task ended."""
-    if found := OOM_TEXT.search(tail):
+    if found := out_of_memory.search(tail):
         return "oom", f"{how}; the log says {found[0]!r}"
     if ended.exit_code == 0:
         return "failed", "the process ended with exit code 0 in the middle of its task"

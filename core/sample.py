@@ -23,6 +23,7 @@ from core.schedulers.guidance import dynamic_guidance_scale, guided
 from core.vae.tiling import TilingConfig
 
 Noise = Callable[[int], np.ndarray]
+OnStep = Callable[[int, int, ms.Tensor], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +90,13 @@ def denoise(
     negative_prompt_embeds: np.ndarray | None,
     sampling: Sampling,
     noise: Noise,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> np.ndarray:
     """The denoising loop: noise ``[B, F, C, H, W]`` -> clean latents of the same shape, fp32.
 
     Args:
         noise: called with the step number, gives ``[B, F, C, H, W]``; only the DPM sampler asks.
-        on_step: called after each step with ``(index, timestep)``.
+        on_step: called after each step with ``(index, timestep, latents)``, the latents that the step made.
     """
     _choose_timesteps(scheduler, sampling)
     with_guidance = sampling.guidance_scale > 1.0
@@ -116,7 +117,7 @@ def denoise(
             assert isinstance(scheduler, CogVideoXDDIMScheduler)
             sample, _ = scheduler.step(output, timestep, sample)
         if on_step:
-            on_step(index, timestep)
+            on_step(index, timestep, sample)
     return sample.asnumpy()
 
 
@@ -176,7 +177,7 @@ def generate(
     noise: Noise | None = None,
     output_type: Literal["latents", "video"] = "video",
     tiling: TilingConfig | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> np.ndarray:
     """Prompts or their embeddings, and optionally the initial latents, to latents or video.
 

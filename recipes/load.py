@@ -42,7 +42,16 @@ def load_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Loa
     """
     file = Path(path)
     problems: list[Problem] = []
-    root = with_paths(apply_overrides(read_tree(file, problems), overrides, problems))
+    return load_tree(apply_overrides(read_tree(file, problems), overrides, problems), file, problems)
+
+
+def load_tree(root: Node, file: Path, problems: list[Problem]) -> Loaded:
+    """The recipe of a tree that was read from ``file`` and perhaps changed; ``problems`` were found on the way.
+
+    Raises:
+        RecipeErrors: every problem, each where it stands.
+    """
+    root = with_paths(root)
     recipe, tree = _validated(root, problems, (file,))
     if not isinstance(recipe, PipelineRecipe):
         for node in path_nodes(type(recipe), root):

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from recipes.render import scalar
-from recipes.schema import KINDS, Recipe
+from recipes.schema import KINDS, Section
 
 # Flags of the original's scripts whose key here has another name (efficient_cogvideox.md, args_train.py).
 _ORIGINAL = {
@@ -40,7 +40,7 @@ _ORIGINAL = {
 
 
 @cache
-def kind_schema(kind_class: type[Recipe]) -> dict[str, Any]:
+def kind_schema(kind_class: type[Section]) -> dict[str, Any]:
     """The JSON Schema of one kind."""
     return kind_class.model_json_schema(by_alias=True)
 
@@ -150,7 +150,7 @@ def conversion_hint(value: Any, node: dict[str, Any], root: dict[str, Any]) -> s
     return hint
 
 
-def unknown_key(kind_class: type[Recipe], parent: tuple[str | int, ...], key: str, extra: Iterable[str] = ()) -> str:
+def unknown_key(kind_class: type[Section], parent: tuple[str | int, ...], key: str, extra: Iterable[str] = ()) -> str:
     """Where an unknown key probably belongs: a similar sibling, a section that has it, another kind, the full list."""
     siblings = [*properties(kind_schema(kind_class), parent), *extra]
     if key in _ORIGINAL and key not in siblings:
@@ -159,7 +159,7 @@ def unknown_key(kind_class: type[Recipe], parent: tuple[str | int, ...], key: st
     return hint or f"allowed: {', '.join(siblings)}"
 
 
-def _belongs(kind_class: type[Recipe], parent: tuple[str | int, ...], key: str) -> str:
+def _belongs(kind_class: type[Section], parent: tuple[str | int, ...], key: str) -> str:
     """Where else ``key`` or a very similar one is known: another section of the kind, then other kinds."""
     root = kind_schema(kind_class)
     if homes := [home for home in _homes(kind_class, key) if home != (str(parent[-1]) if parent else "")]:
@@ -173,12 +173,12 @@ def _belongs(kind_class: type[Recipe], parent: tuple[str | int, ...], key: str) 
     return f"did you mean '{inside[word]}.{word}'?" if near else ""
 
 
-def _sections(kind_class: type[Recipe]) -> list[str]:
+def _sections(kind_class: type[Section]) -> list[str]:
     root = kind_schema(kind_class)
     return [name for name in root["properties"] if properties(root, (name,))]
 
 
-def _homes(kind_class: type[Recipe], key: str) -> list[str]:
+def _homes(kind_class: type[Section], key: str) -> list[str]:
     root = kind_schema(kind_class)
     homes = [name for name in _sections(kind_class) if key in properties(root, (name,))]
     return homes or (["the top level"] if key in root["properties"] else [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -20,10 +20,11 @@ from recipes.messages import (
 )
 from recipes.problems import Problem
 from recipes.rules import broken_rules
-from recipes.schema import Recipe
+from recipes.schema import Section
 from recipes.yaml_source import Broken, Node, plain
 
 Location = tuple[str | int, ...]
+_S = TypeVar("_S", bound=Section)
 
 
 def find(root: Node, keys: Iterable[str | int]) -> tuple[Node, Location]:
@@ -66,12 +67,12 @@ def kind_of(root: Node, kinds: Iterable[str], problems: list[Problem]) -> str | 
     return None
 
 
-def validate(root: Node, kind_class: type[Recipe], extra: Iterable[str] = ()) -> tuple[Recipe | None, list[Problem]]:
+def validate(root: Node, kind_class: type[_S], extra: Iterable[str] = ()) -> tuple[_S | None, list[Problem]]:
     """The recipe, or None and every problem. ``extra``: further keys that may be meant at the top level."""
     data = plain(root)
     problems: list[Problem] = []
     invalid: set[Location] = set()
-    recipe: Recipe | None = None
+    recipe: _S | None = None
     try:
         recipe = kind_class.model_validate(data)
     except ValidationError as failure:
@@ -89,7 +90,7 @@ def validate(root: Node, kind_class: type[Recipe], extra: Iterable[str] = ()) ->
     return recipe, problems
 
 
-def _location(kind_class: type[Recipe], loc: Location) -> Location:
+def _location(kind_class: type[Section], loc: Location) -> Location:
     """The keys of a pydantic location, without the names of union members it puts in between."""
     root, keys = kind_schema(kind_class), []
     for key in loc:
@@ -100,7 +101,7 @@ def _location(kind_class: type[Recipe], loc: Location) -> Location:
 
 
 def _problem(
-    root: Node, kind_class: type[Recipe], location: Location, error: Any, extra: Iterable[str]
+    root: Node, kind_class: type[Section], location: Location, error: Any, extra: Iterable[str]
 ) -> list[Problem]:
     node, rest = find(root, location)
     if isinstance(node.value, Broken):

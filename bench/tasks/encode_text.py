@@ -73,6 +73,7 @@ def _encode(index: int, batch: list, encoder: Any, ctx: RunContext, *, first: bo
             tokens=tokens.input_ids[0] if job.with_tokens else None,
             identity=identity,
         )
+        ctx.tensor("text_emb", job.item, text_emb)
         try:
             cache.write_text_cache(job.path, entry)
         except cache.OutputError:

@@ -110,6 +110,8 @@ class _Encoder:
                 latent_mean=mean, latent_std=std, fps=fps, ori_size=(info.height, info.width), identity=identity
             ),
         )
+        for name, array in (("latent_mean", mean), ("latent_std", std)):
+            self._ctx.tensor(name, row.video, array)
         self._ctx.artifact("latents", target, frames=count)
         self.encoded += 1
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.context import RunContext, synchronize
+from bench.context import RunContext, array_digest, synchronize
 from bench.tasks.inputs import batched, read_prompts, slug
 from bench.tasks.models import Models, tiling_of
 from core.data import shapes
@@ -73,6 +73,9 @@ def _encode(recipe: Any, ctx: RunContext, models: Models) -> _Text:
                     print(f"warning: {warning}", flush=True)
             if guided and negative is None:
                 negative, _ = encode_prompts(encoder, tokenizer, [recipe.negative_prompt], embeds.shape[1])
+    for name, array in (("prompt_embeds", embeds), ("negative_prompt_embeds", negative)):
+        if array is not None:
+            ctx.tensor("text", name, array)
     if not prompts:
         prompts = [f"embeds {i}" for i in range(len(embeds))]
     if len(prompts) != len(embeds):
@@ -135,12 +138,14 @@ class _StepClock:
         synchronize()
         self._last = time.perf_counter()
 
-    def tick(self, _index: int, timestep: int) -> None:
+    def tick(self, _index: int, timestep: int, latents: Any) -> None:
         synchronize()
-        now = time.perf_counter()
+        seconds = time.perf_counter() - self._last
         tags = ("compile",) if self._index == 0 else ()
-        self._ctx.step(self._index, now - self._last, tags=tags, extra={"timestep": timestep})
-        self._index, self._last = self._index + 1, now
+        extra = {"timestep": timestep, "latents": array_digest(latents.asnumpy())}
+        self._ctx.step(self._index, seconds, tags=tags, extra=extra)
+        # Hashing is not part of the next step.
+        self._index, self._last = self._index + 1, time.perf_counter()
 
 
 def _save_latents(recipe: Any, ctx: RunContext, latents: np.ndarray, stem: str, prompt: str) -> None:

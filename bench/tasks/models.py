@@ -43,6 +43,8 @@ class Models:
         count = sum(spec.size for spec in model.table.values())
         origin = f"preset {self._model.preset}, seed {self._model.init_seed}" if self._preset else model.source_types
         self._ctx.note(name, {"parameters": count, "stored_types": origin})
+        with self._ctx.stage("digest"):
+            digest_parameters(self._ctx, f"input/{name}", model)
         return model
 
     def transformer(self, dtype: str | None = None) -> Any:
@@ -132,6 +134,14 @@ class Models:
             self._ctx.note("scheduler_config", "no scheduler folder given: the published config was used")
             return weights.make_scheduler(weights.default_scheduler_config(transformer), sampler)
         return weights.load_scheduler(folder, sampler)
+
+
+def digest_parameters(ctx: RunContext, group: str, model: Any) -> None:
+    """Records the digest of every parameter of ``model`` as fp32, in the published order."""
+    from core.weights import parameter_array  # noqa: PLC0415
+
+    for parameter in model.table:
+        ctx.tensor(group, parameter, parameter_array(model, parameter))
 
 
 def tiling_of(section: Any) -> Any:

@@ -90,6 +90,9 @@ class _Trainer:
     def loop(self, start: int) -> None:
         """Steps ``start`` to the last, with validations and checkpoints between them."""
         section, check = self.recipe.train, self.recipe.validation
+        # Of the whole run, whatever step this attempt begins with: two runs differ from here on, or their data do.
+        if (first := batch_digest(self.clips, 0)) is not None:
+            self.ctx.digest_value("input/first_batch", first)
         batches = prefetch(self._load(step) for step in range(start, section.steps))
         for step in self.ctx.progress(range(start, section.steps), "train", total=section.steps - start):
             self._step(step, batches)
@@ -200,6 +203,7 @@ class _Trainer:
         state, ctx = self.state, self.ctx
         self._check_finite(self.recipe.train.steps)
         ctx.digest_value("parameters", state.digest())
+        state.report_tensors(ctx, "parameters")
         names = {"transformer": "transformer", "lora": "lora", "ema": f"{'lora' if state.lora else 'transformer'}_ema"}
         for name, fill in state.exports().items():
             fill(ctx.out / names[name])
@@ -207,6 +211,7 @@ class _Trainer:
         if state.ema:
             with state.ema.swapped():
                 ctx.digest_value("ema", state.digest())
+                state.report_tensors(ctx, "ema")
         if self.recipe.train.merge_lora:
             state.merge_and_save(ctx.out / "transformer")
             written.append("transformer")

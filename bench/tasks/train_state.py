@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.context import RunContext
+from bench.tasks.models import digest_parameters
 from core.errors import UserError
 from core.train import checkpoint
 from core.train.checkpoint import CheckpointError, State, joined, split
@@ -65,6 +67,14 @@ class TrainingState:
             digest.update(f"{name} {array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+    def report_tensors(self, ctx: RunContext, group: str) -> None:
+        """Records the digest of each tensor that is trained (and of the frozen ones of a full fine-tuning)."""
+        if self.lora is None:
+            digest_parameters(ctx, group, self.transformer)
+            return
+        for name, array in self.lora.arrays().items():
+            ctx.tensor(group, name, array)
 
     def merge_and_save(self, folder: Path) -> None:
         """Writes the transformer with the LoRA in its weights; the LoRA is gone afterwards."""

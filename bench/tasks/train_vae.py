@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.context import RunContext, synchronize
-from bench.tasks.models import Models
+from bench.tasks.models import Models, digest_parameters
 from core.checkpoint import component_folder, read_json
 from core.configs import VAEConfig
 from core.data.manifest import read_manifest
@@ -171,6 +171,7 @@ def _save(ctx: RunContext, vae: Any) -> None:
     for path in sorted((ctx.out / "vae").glob("*.safetensors")):
         ctx.artifact("checkpoint", path)
     ctx.digest_value("parameters", weights.parameter_digest(vae))
+    digest_parameters(ctx, "parameters", vae)
 
 
 def _evaluate(ctx: RunContext, vae: Any, clips: PixelClips, name: str) -> None:

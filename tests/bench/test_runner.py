@@ -135,7 +135,7 @@ def test_out_of_memory_is_recognised(tmp_path, action):
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_a_timeout_ends_the_whole_group_and_leaves_no_half_file(tmp_path, monkeypatch, stubborn):
     monkeypatch.setattr(bench.process, "_GRACE_SECONDS", 0.3 if stubborn else 5.0)
-    record = run_job(job(tmp_path, "sleep", runtime={"timeout_s": 1.5}, ignore_sigterm=stubborn))
+    record = run_job(job(tmp_path, "sleep", runtime={"timeout_s": 3.0}, ignore_sigterm=stubborn))
     assert (record.status, exit_code_of(record)) == ("timeout", 4)
     out = tmp_path / "run" / "out"
     assert [f.name for f in out.iterdir()] == ["pids"]
