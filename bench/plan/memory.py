@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from bench.plan.liveness import backward_bytes, kept_between_passes
 from bench.plan.workload import Training, elements
-from core.optim.bundling import MAX_BYTES, MAX_TENSORS
 from core.params import ParamTable, prefixed
 from core.transformer.parameters import block_table
 
@@ -18,6 +17,9 @@ CLASSES = (
     "parameters", "masters", "optimizer", "ema", "gradients", "activations", "block", "attention", "communication",
     "text encoder", "vae", "reserve",
 )  # fmt: skip
+# core.optim.foreach and core.ops_cpu, which cannot be imported without MindSpore; a test compares them.
+MAX_TENSORS, MAX_BYTES = 8, 2**25
+CPU_CHUNK_BYTES = 64 * 2**20
 MAIN = 3  # copies of a bundle's values that an update holds: new value and two averages, before the old ones go
 
 
@@ -135,7 +137,6 @@ def attention_workspace(work: Training) -> int:
     return CPU_SCORE_COPIES * 4 * work.batch * work.config.num_attention_heads * rows * tokens
 
 
-CPU_CHUNK_BYTES = 64 * 2**20  # core.ops_cpu.CHUNK_BYTES, which cannot be imported without MindSpore
 CPU_SCORE_COPIES = 5
 
 

@@ -223,3 +223,11 @@ def test_dry_run_says_what_is_missing_here(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Path, "exists", lambda _: False)
     with pytest.raises(UserError, match="needs CANN"):
         refuse_without_ascend()
+
+
+def test_constants_that_are_copied_from_modules_with_mindspore() -> None:
+    from core import ops_cpu
+    from core.optim import foreach
+
+    assert (foreach.MAX_TENSORS, foreach.MAX_BYTES) == (memory.MAX_TENSORS, memory.MAX_BYTES)
+    assert memory.CPU_CHUNK_BYTES == ops_cpu.CHUNK_BYTES
