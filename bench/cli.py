@@ -61,6 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
     show = _command(commands, "show", _show, "the effective recipe, its digest, where each value came from")
     _recipe(show)
 
+    plan = _command(commands, "plan", _plan, "predicted memory by class, FLOPs, time, card hours; fits or not")
+    _recipe(plan)
+    plan.add_argument("--profile", metavar="NAME", help="hardware profile (recipes/profiles; default: by the device)")
+    plan.add_argument("--model", metavar="PRESET", help="sizes of this preset instead of the recipe's folders")
+    plan.add_argument("--dry-run", action="store_true", help="also MindSpore's DryRun (Ascend build and CANN)")
+
     run = _command(commands, "run", _run, "run a recipe and write records")
     _recipe(run)
     run.add_argument("--repeats", type=_positive, metavar="N", help="process runs, each in a fresh process (recipe: 1)")
@@ -185,6 +191,14 @@ def _show(args: argparse.Namespace) -> int:
     else:
         print(shown(loaded).rstrip("\n"))
     return PASS
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from bench.plan.command import plan_command  # noqa: PLC0415
+
+    code, data, text = plan_command(args.recipe, args.set, profile=args.profile, model=args.model, dry=args.dry_run)
+    print_json(data) if args.json else print(text)
+    return code
 
 
 def _run(args: argparse.Namespace) -> int:

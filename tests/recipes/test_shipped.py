@@ -21,7 +21,8 @@ from recipes.support import unsupported
 from tests.recipes.helpers import minimal
 
 FOLDER = Path(recipes.__file__).parent
-SHIPPED = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob("*.yaml") if p.parent.name != "sweeps")
+NO_RECIPES = {"sweeps", "profiles"}  # folders of other files
+SHIPPED = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob("*.yaml") if p.parent.name not in NO_RECIPES)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

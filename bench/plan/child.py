@@ -1,0 +1,128 @@
+"""One process that does what a plan predicts and counts its memory: ``python -m bench.plan.child JOB.json``.
+
+The model, optimiser and step are those of the task ``train``; only the data are random instead of read from caches.
+Prints one JSON line: live bytes by class, and the process's high-water mark of each phase.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.device import start_mindspore
+from bench.memory import process_hwm_bytes
+from core.presets import PRESETS
+
+
+def main(path: str) -> None:
+    """Runs the job and prints its line."""
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
+    from recipes.load import from_dict  # noqa: PLC0415
+
+    recipe = from_dict(job["recipe"])
+    start_mindspore(recipe.runtime, recipe.seed)
+    import mindspore as ms  # noqa: PLC0415
+
+    # Loads the libraries that any computation needs: they belong to the empty process, not to the model.
+    ms.mint.matmul(ms.Tensor(np.ones((8, 8), np.float32)), ms.Tensor(np.ones((8, 8), np.float32))).asnumpy()
+    phases: dict[str, int | None] = {"empty": process_hwm_bytes()}
+    live = {"empty": lambda *_: {}, "train": _train}[job["what"]](recipe, job, phases)
+    print(json.dumps({"phases": phases, "live": live}), flush=True)
+
+
+def reset_hwm() -> None:
+    """Starts the high-water mark anew (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+class _Counting:
+    """An optimiser that notes the bytes of the gradients it is given, and the peaks before and during its step."""
+
+    def __init__(self, optimizer: Any, phases: dict[str, int | None]):
+        self.inner, self.parameters, self.gradient_bytes = optimizer, optimizer.parameters, 0
+        self._phases = phases
+
+    def step(self, gradients: Any, lr: float, factor: Any) -> None:
+        from bench.context import synchronize  # noqa: PLC0415
+
+        synchronize()
+        self.note("backward")
+        self.gradient_bytes = _bytes(gradients)
+        reset_hwm()
+        self.inner.step(gradients, lr, factor)
+        synchronize()
+        self.note("update")
+
+    def note(self, phase: str) -> None:
+        """Raises the mark of ``phase`` to the process's."""
+        self._phases[phase] = max(self._phases.get(phase) or 0, process_hwm_bytes() or 0)
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(t.size * t.itemsize for t in tensors)
+
+
+def _train(recipe: Any, job: dict, phases: dict[str, int | None]) -> dict[str, int]:
+    from bench.context import synchronize  # noqa: PLC0415
+    from bench.tasks import train_setup  # noqa: PLC0415
+    from core import ops, weights  # noqa: PLC0415
+    from core.train.step import TrainStep  # noqa: PLC0415
+    from core.transformer.model import CogVideoXTransformer3DModel  # noqa: PLC0415
+
+    preset = PRESETS[recipe.model.preset]
+    config = replace(preset.transformer, **job["transformer"])
+    dtype, _ = ops.compute_dtype(recipe.runtime.dtype)
+    transformer = CogVideoXTransformer3DModel(config, dtype).initialize(recipe.model.init_seed)
+    lora = train_setup.start_lora(recipe, transformer)
+    train_setup.set_recompute(recipe, transformer)
+    parameters = transformer.trainable_params() if lora is None else lora.parameters
+    optimizer = _Counting(train_setup.make_optimizer(recipe, parameters), phases)
+    ema = train_setup.make_ema(recipe, parameters)
+    section = recipe.train
+    step = TrainStep(
+        transformer, weights.make_scheduler(preset.scheduler, "ddim"), optimizer,
+        max_grad_norm=section.max_grad_norm, seed=recipe.seed, loss=section.loss, timesteps=section.timesteps,
+    )  # fmt: skip
+    synchronize()
+    phases["built"] = process_hwm_bytes()
+    for index in range(job["steps"]):
+        reset_hwm()
+        step(index, [_batch(recipe, config, preset, n) for n in range(section.gradient_accumulation_steps)], 1e-4)
+        if ema:
+            ema.update(index, optimizer.inner.values())
+            synchronize()
+            optimizer.note("update")
+    state = optimizer.inner.state_bytes()
+    return {
+        "parameters": _bytes(transformer.get_parameters()),
+        "trained": _bytes(parameters),
+        "gradients": optimizer.gradient_bytes,
+        "optimizer": sum(state.values()),
+        "ema": sum(ema.state_bytes().values()) if ema else 0,
+    }
+
+
+def _batch(recipe: Any, config: Any, preset: Any, number: int) -> Any:
+    from bench.tasks.train_setup import latent_frames  # noqa: PLC0415
+    from core.train.step import Batch  # noqa: PLC0415
+
+    rng, size = np.random.default_rng(number), recipe.train.batch_size
+    ratio, patch_t = preset.vae.spatial_compression_ratio, config.patch_size_t or 1
+    frames = -(-latent_frames(recipe) // patch_t) * patch_t
+    shape = (size, frames, config.in_channels, recipe.video.height // ratio, recipe.video.width // ratio)
+    text = (size, recipe.text.max_length or config.max_text_seq_length, config.text_embed_dim)
+    return Batch(
+        latents=rng.standard_normal(shape, np.float32),
+        text=rng.standard_normal(text, np.float32),
+        samples=list(range(number * size, (number + 1) * size)),
+        files=["random"] * size,
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,78 @@
+"""MindSpore's DryRun as a second predictor: the compiled graph's own peak, without a card's work.
+
+It needs MindSpore's Ascend build and CANN (``MS_SIMULATION_LEVEL=1``); results of such a run are simulated, so it
+writes no record (docs/design/016).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+
+# Printed at GLOG_v=1 when the memory pool ends; N is in the unit behind it, MindSpore's M is 2**20 bytes.
+_PEAK = re.compile(
+    r"(?P<kind>Actual peak memory usage|Used peak memory usage|Total reserved memory|MemPool[ \w]*peak)"
+    r"(?:\s*\((?P<how>[^)]*)\))?\s*[:=]\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMG]?)i?B?\b"
+)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def parse_peak(log: str) -> dict[str, int]:
+    """Bytes of every peak line in a log, keyed by its words; the largest where a line comes several times.
+
+    Raises:
+        UserError: no line with the peak "without fragments".
+    """
+    found: dict[str, int] = {}
+    for line in _PEAK.finditer(log):
+        name = line["kind"] + (f" ({line['how']})" if line["how"] else "")
+        found[name] = max(found.get(name, 0), round(float(line["number"]) * _UNITS[line["unit"]]))
+    if not any(name.startswith("Used peak memory usage") for name in found):
+        raise UserError(
+            "--dry-run: the log has no line 'Used peak memory usage (without fragments): N M'; need GLOG_v=1 and a run "
+            "that reached its end"
+        )
+    return found
+
+
+def refuse_without_ascend() -> None:
+    """UserError where DryRun can't be done, saying what is missing."""
+    # The wheel for CPUs carries the Ascend plugin too: only CANN tells whether it can be used.
+    if importlib.util.find_spec("mindspore") is None:
+        raise UserError("--dry-run: needs MindSpore with CANN; leave --dry-run out for the plan alone")
+    if not (os.environ.get("ASCEND_HOME_PATH") or Path("/usr/local/Ascend").exists()):
+        raise UserError("--dry-run: needs CANN (source its set_env.sh); leave --dry-run out for the plan alone")
+
+
+def dry_run(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """Runs the recipe under ``MS_SIMULATION_LEVEL=1`` and returns its peak bytes.
+
+    Raises:
+        UserError: no Ascend build or CANN here, or the run did not print a peak.
+    """
+    refuse_without_ascend()
+    from bench.recipe_access import open_recipe  # noqa: PLC0415
+
+    loaded = open_recipe(path, [*overrides, "train.steps=1"])
+    with tempfile.TemporaryDirectory() as folder:
+        job = {
+            "kind": loaded.recipe.kind, "recipe": loaded.data, "out": f"{folder}/out", "seed": loaded.recipe.seed,
+            "parent_pid": os.getpid(), "recipe_digest": loaded.digest,
+        }  # fmt: skip
+        Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
+        ranks = str(loaded.recipe.runtime.workers)
+        env = os.environ | {"MS_SIMULATION_LEVEL": "1", "RANK_SIZE": ranks, "RANK_ID": "0", "GLOG_v": "1"}
+        command = [sys.executable, "-m", "bench.child", folder]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    found = parse_peak(done.stdout + done.stderr)
+    peak = next(value for name, value in found.items() if name.startswith("Used peak memory usage"))
+    return {"peak_bytes": peak, "lines": found, "operations": f"exit code {done.returncode}, results are simulated"}

@@ -1,0 +1,120 @@
+"""Bytes of the stages around the transformer: text encoder, VAE with its caches and tiles, denoising. No MindSpore.
+
+The VAE's temporaries are counted at the widest moment: a resnet at the level with the largest features holds its
+input, the norm's result and the convolution's padded input and output at once; the decoder's modulated norm holds the
+norm, the widened scale and shift, and their product.
+"""
+
+from __future__ import annotations
+
+from bench.plan.liveness import FORWARD, rows_bytes
+from bench.plan.memory import Phase
+from bench.plan.workload import table_bytes
+from core.configs import T5Config, TransformerConfig, VAEConfig
+from core.text.parameters import is_gated
+from core.text.parameters import parameter_table as text_table
+from core.transformer.parameters import parameter_table as transformer_table
+from core.vae.chunks import latent_chunks, sample_chunks
+from core.vae.parameters import parameter_table as vae_table
+from core.vae.parameters import temporal_levels
+from core.vae.tiling import TilePlan, TilingConfig, plan_tiles
+
+# Tensors of the widest features alive at once: input, norm, scale, shift and product in the decoder; input, norm and
+# its square in the encoder. The convolution after it holds input, joined, padded and result, which is fewer.
+DECODER_COPIES, ENCODER_COPIES = 5, 4
+
+
+def _level(name: str, levels: int) -> int:
+    """How often the height of a convolution's input has been doubled (decoder) or halved (encoder)."""
+    if "mid_block" in name:
+        return 0 if name.startswith("decoder") else levels - 1
+    for part in ("up_blocks.", "down_blocks."):
+        if part in name:
+            return int(name.split(part)[1].split(".", maxsplit=1)[0])
+    inside = "conv_in" in name
+    if name.startswith("decoder"):
+        return 0 if inside else levels - 1
+    return 0 if inside else levels - 1
+
+
+def cache_bytes(config: VAEConfig, side: str, height: int, width: int, itemsize: int) -> int:
+    """Bytes of the last frames that causal convolutions remember, for ``height x width`` pixels.
+
+    ``side``: ``encoder`` or ``decoder``.
+    """
+    levels, total = len(config.block_out_channels), 0
+    ratio = config.spatial_compression_ratio
+    for name, spec in vae_table(config).items():
+        if not name.startswith(side) or len(spec.shape) != 5 or spec.shape[2] == 1:
+            continue
+        level = _level(name, levels)
+        scale = ratio // 2**level if side == "decoder" else 2**level
+        total += spec.shape[1] * (spec.shape[2] - 1) * (height // scale) * (width // scale)
+    return total * itemsize
+
+
+def work_bytes(config: VAEConfig, side: str, frames: int, height: int, width: int, itemsize: int) -> int:
+    """Bytes of the temporaries of one chunk of ``frames`` pixel frames of one tile."""
+    widths = config.block_out_channels
+    largest = 0
+    for level, channels in enumerate(widths):
+        # Level 0 is the pixels' size; the decoder's first resnet there still has the channels of the level below.
+        wide = widths[min(level + 1, len(widths) - 1)] if side == "decoder" else channels
+        count = frames if level == 0 else -(-frames // 2 ** min(level, temporal_levels(config)))
+        largest = max(largest, wide * count * (height >> level) * (width >> level))
+    return (DECODER_COPIES if side == "decoder" else ENCODER_COPIES) * largest * itemsize
+
+
+def _tile(plan: TilePlan, ratio: int) -> tuple[int, int]:
+    return max(plan.rows.lengths) * ratio, max(plan.cols.lengths) * ratio
+
+
+def vae_phase(
+    config: VAEConfig, side: str, *, frames: int, height: int, width: int, tiling: TilingConfig | None, itemsize: int,
+    streamed: bool = True,
+) -> Phase:  # fmt: skip
+    """Encoding or decoding ``frames`` pixel frames. Streamed, chunk after chunk with the caches of all tiles;
+    otherwise tile after tile with all pixels in memory."""
+    ratio = config.spatial_compression_ratio
+    plan = plan_tiles(height // ratio, width // ratio, tiling, ratio)
+    tile_height, tile_width = _tile(plan, ratio)
+    at_once = tiling.max_batch if tiling is not None and tiling.vectorised else 1
+    at_once = min(at_once, len(plan.tiles))
+    if side == "encoder":
+        chunk = max(b - a for a, b in sample_chunks(frames))
+    else:
+        chunk = 4 * max(b - a for a, b in latent_chunks(-(-frames // 4)))
+    cached = 0
+    for tile in plan.tiles if streamed else plan.tiles[:1]:
+        size = ((tile.bottom - tile.top) * ratio, (tile.right - tile.left) * ratio)
+        cached += cache_bytes(config, side, *size, itemsize)
+    # The old cache of a tile lives until its new one is complete.
+    cached += at_once * cache_bytes(config, side, tile_height, tile_width, itemsize)
+    pixels = config.in_channels * height * width * 4
+    held = pixels * (2 * chunk if streamed else 2 * frames)
+    work = at_once * work_bytes(config, side, chunk, tile_height, tile_width, itemsize)
+    return Phase(
+        name=f"vae {'encode' if side == 'encoder' else 'decode'}",
+        bytes={"parameters": table_bytes(vae_table(config), itemsize), "vae": cached + work, "activations": held},
+    )
+
+
+def text_phase(config: T5Config, *, batch: int, tokens: int, itemsize: int) -> Phase:
+    """Encoding ``batch`` texts: weights, the widest feed-forward moment and attention's scores (written out, fp32)."""
+    rows = batch * tokens
+    wide = (3 if is_gated(config) else 2) * config.d_ff
+    scores = 2 * 4 * batch * config.num_heads * tokens * tokens
+    work = rows * (2 * config.d_model + wide) * itemsize
+    return Phase(
+        name="text encode",
+        bytes={"parameters": table_bytes(text_table(config), itemsize), "text encoder": work + scores},
+    )
+
+
+def denoise_phase(config: TransformerConfig, *, batch: int, tokens: int, itemsize: int, shards: int = 1) -> Phase:
+    """One denoising step: weights and a block's forward pass over ``batch`` samples of ``tokens``."""
+    work = rows_bytes(FORWARD, tokens=batch * -(-tokens // shards), width=config.inner_dim, itemsize=itemsize)
+    return Phase(
+        name="denoise",
+        bytes={"parameters": table_bytes(transformer_table(config), itemsize), "block": work},
+    )

@@ -1,0 +1,162 @@
+"""Bytes per rank by class for each phase of a training step. Pure functions, no MindSpore.
+
+A phase is a moment at which memory may peak; its classes add up to its total, and the plan's peak is the largest total.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bench.plan.liveness import backward_bytes, kept_between_passes
+from bench.plan.workload import Training, elements
+from core.params import ParamTable, prefixed
+from core.transformer.parameters import block_table
+
+CLASSES = (
+    "parameters", "masters", "optimizer", "ema", "gradients", "activations", "block", "attention", "communication",
+    "text encoder", "vae", "reserve",
+)  # fmt: skip
+# core.optim.foreach and core.ops_cpu, which cannot be imported without MindSpore; a test compares them.
+MAX_TENSORS, MAX_BYTES = 8, 2**25
+CPU_CHUNK_BYTES = 64 * 2**20
+MAIN = 3  # copies of a bundle's values that an update holds: new value and two averages, before the old ones go
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A moment of the run and the bytes of each class at it."""
+
+    name: str
+    bytes: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all classes."""
+        return sum(self.bytes.values())
+
+
+def peak(phases: list[Phase]) -> Phase:
+    """The phase with the largest total."""
+    return max(phases, key=lambda phase: phase.total)
+
+
+def state_classes(work: Training) -> dict[str, int]:
+    """Bytes that are held through the whole step: parameters, masters, optimiser state, EMA."""
+    shards = work.ranks if work.zero_stage >= 1 else 1
+    own = work.ranks if work.zero_stage >= 3 else 1
+    trained = elements(work.trained, shards)
+    parameters = elements(work.table, own) * work.stored
+    if work.lora is not None:
+        parameters += elements(work.lora, own) * 4
+    classes = {
+        "parameters": parameters,
+        "masters": 4 * trained if work.masters else 0,
+        "optimizer": optimizer_bytes(work.trained, work.optimizer, work.state_itemsize, shards),
+        "ema": 4 * trained if work.ema else 0,
+    }
+    return {name: value for name, value in classes.items() if value}
+
+
+def optimizer_bytes(table: ParamTable, name: str, itemsize: int = 4, shards: int = 1) -> int:
+    """State of AdamW (two averages) or CAME (one, and of matrices row and column averages of update and residual)."""
+    if name == "adamw":
+        return 2 * itemsize * elements(table, shards)
+    assert name == "came", name
+    total = 0
+    for spec in table.values():
+        cut = shards if shards > 1 and spec.shape[0] % shards == 0 else 1
+        total += spec.size // cut
+        if len(spec.shape) < 2:
+            total += spec.size // cut
+            continue
+        rows = math.prod(spec.shape[:-1]) // cut
+        # Of a matrix, the rows are what is cut: every rank has all column averages (docs/design/007).
+        columns = math.prod(spec.shape[:-2]) * spec.shape[-1] // (cut if len(spec.shape) > 2 else 1)
+        total += 2 * (rows + columns)
+    return itemsize * total
+
+
+def _block(work: Training, index: int) -> ParamTable:
+    prefix = f"transformer_blocks.{index}"
+    if work.lora is not None:
+        return {n: s for n, s in work.lora.items() if n.startswith(prefix + ".")}
+    return prefixed(prefix, block_table(work.config))
+
+
+def training_phases(work: Training, *, reserve: int = 0, resident: dict[str, int] | None = None) -> list[Phase]:
+    """The moments of an optimiser step at which memory may peak.
+
+    Args:
+        work: the step.
+        reserve: bytes that the framework and the driver hold.
+        resident: further models on the device (encoders of ``data.encode: online``).
+    """
+    held = state_classes(work) | (resident or {}) | ({"reserve": reserve} if reserve else {})
+    count, item = work.config.num_layers, work.trained_itemsize
+    shards = work.ranks if work.zero_stage >= 2 else 1
+    block = _block(work, 0)
+    whole = elements(work.trained, shards) * item
+    per_block = elements(block, shards) * item
+    outer = whole - per_block * count  # patches, time, head: small
+    waiting = whole if work.accumulation > 1 else 0  # the sum so far
+    kept = [kept_between_passes(work, index) for index in range(count)]
+    communication = _communication(work, block)
+    phases = []
+    for name, index in (("backward, last block", count - 1), ("backward, first block", 0)):
+        done = outer + per_block * (count - 1 - index)
+        phases.append(
+            Phase(
+                name=name,
+                bytes=held
+                | {
+                    "gradients": waiting + done + elements(block) * item,
+                    "activations": sum(kept[: index + 1]),
+                    "block": backward_bytes(work, index),
+                    "attention": attention_workspace(work),
+                    "communication": communication,
+                },
+            )
+        )
+    update = {"gradients": whole, "block": update_bytes(work), "communication": communication}
+    phases.append(Phase(name="optimiser update", bytes=held | update))
+    return [Phase(name=p.name, bytes={k: v for k, v in p.bytes.items() if v}) for p in phases]
+
+
+def attention_workspace(work: Training) -> int:
+    """Bytes of temporaries inside attention's gradient: none for the fused kernel, chunks of scores on the CPU.
+
+    A chunk of the gradient holds scores, their softmax, the gradient of the weights, the widened inner products and
+    the product: five of ``core.ops_cpu.CHUNK_BYTES`` at most.
+    """
+    if work.code != "cpu":
+        return 0
+    tokens = work.tokens
+    chunk = max(16, CPU_CHUNK_BYTES // (4 * work.batch * work.config.num_attention_heads * tokens))
+    rows = min(chunk, tokens)
+    return CPU_SCORE_COPIES * 4 * work.batch * work.config.num_attention_heads * rows * tokens
+
+
+CPU_SCORE_COPIES = 5
+
+
+def _communication(work: Training, block: ParamTable) -> int:
+    """Bytes of one block's gathered parameters (ZeRO 3) and of the two buffers of an all-to-all (sequence parallel)."""
+    total = 0
+    if work.zero_stage >= 3 and work.ranks > 1:
+        total += elements(prefixed("b", block_table(work.config))) * work.stored
+    if work.sequence_parallel > 1:
+        total += 2 * work.batch * work.local_tokens * work.config.inner_dim * work.computed
+    del block
+    return total
+
+
+def update_bytes(work: Training) -> int:
+    """Bytes that one bundle of the update holds beside the state: new value and averages, and fp32 gradients."""
+    shards = work.ranks if work.zero_stage >= 1 else 1
+    largest = 0
+    for spec in work.trained.values():
+        cut = shards if shards > 1 and spec.shape[0] % shards == 0 else 1
+        one = 4 * spec.size // cut
+        largest = max(largest, one * max(1, min(MAX_TENSORS, MAX_BYTES // max(1, one))))
+    return (MAIN + 1) * largest

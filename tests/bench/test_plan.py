@@ -1,0 +1,233 @@
+"""Plans by hand arithmetic, and what the command says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.cli import main
+from bench.codes import MISMATCH, PASS, USAGE
+from bench.plan import liveness, memory
+from bench.plan.advice import suggestions
+from bench.plan.cost import communication_bytes, time_of, training_work
+from bench.plan.dryrun import parse_peak, refuse_without_ascend
+from bench.plan.profiles import load_profile, names
+from bench.plan.workload import Training, elements, published_name
+from core.errors import UserError
+from core.params import ParamSpec
+from core.presets import PRESETS
+
+ROOT = Path(__file__).resolve().parents[2]
+SFT = ROOT / "recipes" / "ascend910" / "sft_768x1360x77_8p.yaml"
+TABLE = {"w": ParamSpec(shape=(4, 6)), "b": ParamSpec(shape=(4,)), "odd": ParamSpec(shape=(3,))}
+
+
+def published(**changes) -> Training:
+    """77 frames at 768x1360 on one card: 10 x 48 x 85 = 40,800 video tokens and 224 of text."""
+    base = Training(
+        config=PRESETS["1.5-5b"].transformer, frames=20, height=96, width=170, text_tokens=224, stored=2, computed=2,
+        masters=True, recompute="all",
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def test_a_rank_holds_its_part_of_what_divides_and_all_of_the_rest() -> None:
+    assert elements(TABLE) == 24 + 4 + 3
+    assert elements(TABLE, 4) == 6 + 1 + 3
+    assert elements(TABLE, 2) == 12 + 2 + 3
+
+
+def test_state_of_the_optimisers() -> None:
+    assert memory.optimizer_bytes(TABLE, "adamw") == 2 * 4 * 31
+    # w: m 24, update and residual with a row average of 4 and a column average of 6; vectors: m and v.
+    assert memory.optimizer_bytes(TABLE, "came") == 4 * (24 + 2 * (4 + 6) + 2 * 4 + 2 * 3)
+    # Two shards: rows are cut, column averages are on every rank.
+    assert memory.optimizer_bytes(TABLE, "came", shards=2) == 4 * (12 + 2 * (2 + 6) + 2 * 2 + 2 * 3)
+
+
+def test_tokens_and_what_a_block_keeps() -> None:
+    work = published()
+    assert (work.video_tokens, work.tokens, work.local_tokens) == (40_800, 41_024, 41_024)
+    stream = 41_024 * 3072 * 2
+    assert liveness.kept_between_passes(work, 0) == stream
+    state = 48 * 41_024 * 64
+    keeping = published(recompute="keep_attention")
+    assert liveness.kept_between_passes(keeping, 7) == 2 * stream + state
+    # In bytes for each token and D: 54 by the rows of OURS in bf16 (4 where fp32).
+    assert liveness.saved_bytes(work) == 41_024 * 3072 * 54 + state
+    assert liveness.kept_between_passes(published(recompute="none"), 0) == stream + 41_024 * 3072 * 54 + state
+    every = published(recompute_every=2)
+    assert liveness.kept_between_passes(every, 1) > liveness.kept_between_passes(every, 2) == stream
+
+
+def test_sequence_parallel_halves_tokens_and_rounds_up() -> None:
+    work = published(ranks=8, sequence_parallel=8)
+    assert work.local_tokens == 5_100 + 28
+    assert replace(work, text_tokens=226).local_tokens == 5_100 + 29
+
+
+def test_phases_add_up_and_the_peak_is_the_largest() -> None:
+    work = published()
+    phases = memory.training_phases(work, reserve=7)
+    count = elements(work.table)
+    for phase in phases:
+        assert phase.bytes["parameters"] == 2 * count
+        assert phase.bytes["masters"] == 4 * count
+        assert phase.bytes["optimizer"] == 8 * count
+        assert phase.bytes["reserve"] == 7
+        assert phase.total == sum(phase.bytes.values())
+    by_name = {phase.name: phase for phase in phases}
+    assert by_name["backward, last block"].bytes["activations"] == 42 * 41_024 * 3072 * 2
+    assert by_name["backward, first block"].bytes["activations"] == 41_024 * 3072 * 2
+    assert by_name["backward, first block"].bytes["gradients"] == 2 * count
+    assert "activations" not in by_name["optimiser update"].bytes
+    assert memory.peak(phases).total == max(phase.total for phase in phases)
+
+
+def test_zero_stages_cut_state_then_gradients_then_parameters() -> None:
+    work = published(ranks=8)
+    found = [memory.training_phases(replace(work, zero_stage=stage))[-1].bytes for stage in range(4)]
+    part, whole = elements(work.table, 8), elements(work.table)
+    assert [b["optimizer"] for b in found] == [8 * whole, 8 * part, 8 * part, 8 * part]
+    assert [b["gradients"] for b in found] == [2 * whole, 2 * whole, 2 * part, 2 * part]
+    assert [b["parameters"] for b in found] == [2 * whole] * 3 + [2 * part]
+
+
+def test_bytes_on_the_wire() -> None:
+    assert communication_bytes(published()) == {}
+    work = published(ranks=8, sequence_parallel=8, zero_stage=2)
+    sent, whole = communication_bytes(work), 2 * elements(work.table)
+    assert sent["gradient reduce-scatter"] == sent["parameter all-gather"] == round(7 / 8 * whole)
+    assert sent["sequence all-to-all"] == round(42 * 3 * 4 * 5_128 * 3072 * 2 * 7 / 8)
+    assert communication_bytes(replace(work, zero_stage=0))["gradient all-reduce"] == round(2 * 7 / 8 * whole)
+
+
+def test_time_is_work_over_efficiency_times_peak() -> None:
+    profile = load_profile("ascend-910b-64gb")
+    assert profile.flops_per_second
+    assert profile.efficiency
+    assert profile.link_bytes_per_second
+    made = time_of(10**15, 10**9, profile, 8)
+    compute = 1e15 / (profile.flops_per_second * profile.efficiency)
+    assert made.seconds == pytest.approx(compute + 1e9 / profile.link_bytes_per_second)
+    assert time_of(10**15, 0, load_profile("this-machine"), 1).reason
+
+
+def test_flops_are_shared_by_the_ranks_of_a_sample() -> None:
+    whole, part = training_work(published()), training_work(published(ranks=8, sequence_parallel=8))
+    assert part.model_flops == whole.model_flops // 8
+    assert whole.hardware_flops > whole.model_flops
+
+
+def test_suggestions_fit_first_and_say_their_price() -> None:
+    profile = load_profile("ascend-910b-64gb")
+    work = published(ranks=8, recompute="none")
+    assert profile.memory is not None
+    found = suggestions(work, profile, profile.memory)
+    fitting = [s.fits for s in found]
+    assert fitting == sorted(fitting, reverse=True)
+    assert fitting[0]
+    assert not fitting[-1]
+    again = next(s for s in found if s.change == "train.recompute: all")
+    assert again.slower_percent
+    assert 10 < again.slower_percent < 40
+    now = memory.peak(memory.training_phases(work, reserve=profile.idle or 0)).total
+    assert all(s.peak + s.saved == now for s in found)
+
+
+def test_every_profile_names_its_sources() -> None:
+    assert names() == ["a100-80gb", "ascend-910b-64gb", "h100-80gb", "this-machine"]
+    for name in names():
+        assert all(load_profile(name).sources.values())
+    assert load_profile("this-machine").memory
+
+
+def test_a_profile_without_a_source_is_refused(tmp_path: Path) -> None:
+    text = (ROOT / "recipes" / "profiles" / "h100-80gb.yaml").read_text()
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(text.replace('source: "NVIDIA H100 SXM data sheet: bf16 dense"', 'source: ""'))
+    with pytest.raises(UserError, match="flops_per_second"):
+        load_profile(str(bad))
+
+
+def test_names_of_published_folders() -> None:
+    assert published_name("models/CogVideoX-1.5-5b") == "1.5-5b"
+    assert published_name("THUDM/CogVideoX1.5-5B-I2V") == "1.5-5b-i2v"
+    assert published_name("CogVideoX-2b") == "2b"
+    assert published_name("models/other") is None
+
+
+def test_the_command_plans_the_published_recipe(capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", str(SFT), "--json"]) == PASS
+    data = json.loads(capsys.readouterr().out)
+    assert data["fits"] is True
+    assert data["peak"]["total"] == sum(data["peak"]["bytes"].values())
+    assert data["time"]["step_seconds"] > 1
+    assert main(["plan", str(SFT)]) == PASS
+    assert "peak" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_ends_with_1_and_advice(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    text = (ROOT / "recipes" / "profiles" / "ascend-910b-64gb.yaml").read_text()
+    small = tmp_path / "small.yaml"
+    small.write_text(text.replace("68719476736", "17179869184"))
+    assert main(["plan", str(SFT), "--profile", str(small)]) == MISMATCH
+    out = capsys.readouterr().out
+    assert "DOES NOT FIT" in out
+    assert "1. parallel.zero_stage: 3" in out
+
+
+def test_user_errors(capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", str(SFT), "--profile", "b200"]) == USAGE
+    assert "ascend-910b-64gb" in capsys.readouterr().err
+    assert main(["plan", str(SFT), "--set", "model.path=models/mine"]) == USAGE
+    assert "--model" in capsys.readouterr().err
+
+
+def test_every_stage_of_the_quickstart_is_planned_or_says_why_not(capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", str(ROOT / "recipes" / "quickstart.yaml"), "--json"]) == PASS
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert [s["planned"] for s in stages] == [False, False, True, True, True, True]
+    assert all(s["reason"] for s in stages if not s["planned"])
+
+
+def test_a_plan_never_imports_mindspore() -> None:
+    code = f"import sys; from bench.cli import main; main(['plan', {str(SFT)!r}, '--json']); "
+    code += "sys.exit('mindspore' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+LOG = """
+[INFO] PRE_ACT(123,ffff,python):2026-11-25-10:00:00 [mem_dynamic_allocator.cc:500] Dump] Device HBM memory size: 62420M
+[INFO] (123,python):[ascend_memory_adapter.cc:210] Used peak memory usage (without fragments): 20113M
+[INFO] (123,python):[ascend_memory_adapter.cc:211] Actual peak memory usage (with fragments): 21504M
+[INFO] (123,python):[ascend_memory_adapter.cc:210] Used peak memory usage (without fragments): 20480M
+"""
+
+
+def test_dry_run_lines() -> None:
+    found = parse_peak(LOG)
+    assert found["Used peak memory usage (without fragments)"] == 20480 * 2**20
+    assert found["Actual peak memory usage (with fragments)"] == 21504 * 2**20
+    with pytest.raises(UserError, match="GLOG_v=1"):
+        parse_peak(LOG.replace("Used peak", "Some other"))
+
+
+def test_dry_run_says_what_is_missing_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    with pytest.raises(UserError, match="needs CANN"):
+        refuse_without_ascend()
+
+
+def test_constants_that_are_copied_from_modules_with_mindspore() -> None:
+    from core import ops_cpu
+    from core.optim import foreach
+
+    assert (foreach.MAX_TENSORS, foreach.MAX_BYTES) == (memory.MAX_TENSORS, memory.MAX_BYTES)
+    assert memory.CPU_CHUNK_BYTES == ops_cpu.CHUNK_BYTES
