@@ -63,8 +63,8 @@ def _table(
     published: list[tuple[Figure, tuple[Cell, ...]]],
 ) -> Table:  # fmt: skip
     columns = (
-        "system", "model", "resolution", "frames", "cards", "card", "settings", "step time (s)", *rates,
-        "peak memory per card", "model TFLOP/s per card (derived)", "source",
+        "system", "model", "resolution", "frames", "cards", "step time (s)", *rates, "peak memory per card",
+        "model TFLOP/s per card (derived)", "card", "settings", "source",
     )  # fmt: skip
     first = tuple(row for figure, row in published if figure.shown_first or _same_size(figure))
     rest = tuple(row for figure, row in published if not (figure.shown_first or _same_size(figure)))
@@ -80,24 +80,31 @@ def _same_size(figure: Figure) -> bool:
 
 def _head(figure: Figure) -> tuple[Cell, ...]:
     cells = figure.cells
-    settings = "; ".join(cells[key] for key in ("task", "precision", "parallelism", "memory_opts") if cells[key])
     return (
         text_cell(cells["system"]), text_cell(cells["model"]), stated_cell(cells["resolution"]),
-        stated_cell(cells["frames"]), _printed(figure, "devices"), stated_cell(cells["device_type"]),
-        stated_cell(settings), _printed(figure, "step_time_s"),
+        stated_cell(cells["frames"]), _printed(figure, "devices"), _printed(figure, "step_time_s"),
+    )  # fmt: skip
+
+
+def _tail(figure: Figure, speed: Derived) -> tuple[Cell, ...]:
+    cells = figure.cells
+    settings = "; ".join(cells[key] for key in ("task", "precision", "parallelism", "memory_opts") if cells[key])
+    return (
+        _printed(figure, "peak_memory_gb", " GB"), derived_cell(speed, _TERA), stated_cell(cells["device_type"]),
+        stated_cell(settings), source_cell(cells["source_url_or_repo_path"].strip()),
     )  # fmt: skip
 
 
 def _training(figure: Figure) -> tuple[Cell, ...]:
-    tail = (_printed(figure, "peak_memory_gb", " GB"), derived_cell(derived.training_speed(figure), _TERA))
-    return (*_head(figure), derived_cell(derived.training_rate(figure)), *tail, _source(figure))
+    rate = derived_cell(derived.training_rate(figure))
+    return (*_head(figure), rate, *_tail(figure, derived.training_speed(figure)))
 
 
 def _inference(figure: Figure) -> tuple[Cell, ...]:
     seconds = derived.seconds_per_video(figure)
     stated = missing_cell(seconds.reason, applies=False) if seconds.value is None else number_cell(seconds.value)
-    tail = (_printed(figure, "peak_memory_gb", " GB"), derived_cell(derived.inference_speed(figure), _TERA))
-    return (*_head(figure), stated, derived_cell(derived.card_seconds(figure)), *tail, _source(figure))
+    rates = (stated, derived_cell(derived.card_seconds(figure)))
+    return (*_head(figure), *rates, *_tail(figure, derived.inference_speed(figure)))
 
 
 def derived_cell(found: Derived, scale: float = 1.0) -> Cell:
@@ -111,10 +118,6 @@ def _printed(figure: Figure, column: str, unit: str = "") -> Cell:
         return missing_cell("not published", applies=False)
     number = figure.number(column)
     return Cell(text + (unit if number is not None else ""), number, "number")
-
-
-def _source(figure: Figure) -> Cell:
-    return source_cell(figure.cells["source_url_or_repo_path"].strip())
 
 
 def _ours(runs: Iterable[Run], kind: str) -> list[tuple[Cell, ...]]:
@@ -131,7 +134,7 @@ def _absent(kind: str, target: tuple[str, str, int, int, str]) -> tuple[Cell, ..
     rates = 1 if kind == "train" else 2
     return (
         text_cell("CogBench (ours)"), text_cell(model), text_cell(resolution), text_cell(frames), number_cell(cards),
-        text_cell("Ascend 910"), text_cell(recipe), *[nothing] * (rates + 3), text_cell(recipe),
+        *[nothing] * (rates + 3), text_cell("Ascend 910"), text_cell("as in the recipe"), text_cell(recipe),
     )  # fmt: skip
 
 
@@ -145,11 +148,12 @@ def _measured(run: Run, kind: str) -> tuple[Cell, ...]:
     found = _our_cost(run)
     head = (
         text_cell(f"CogBench (ours): {run.label}"), text_cell(_model(run)), text_cell(_resolution(run)),
-        text_cell(run.value("recipe.video.frames")), number_cell(cards), text_cell(where), text_cell(settings),
+        text_cell(run.value("recipe.video.frames")), number_cell(cards),
         missing_cell(reason) if step is None else number_cell(step),
     )  # fmt: skip
     rates, speed = _our_rates(run, kind, cards, step, found)
-    return (*head, *rates, _memory(run), derived_cell(speed, _TERA), command_cell(run))
+    tail = (derived_cell(speed, _TERA), text_cell(where), stated_cell(settings, "not recorded"), command_cell(run))
+    return (*head, *rates, _memory(run), *tail)
 
 
 def _our_rates(

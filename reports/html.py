@@ -74,7 +74,8 @@ def cell_html(cell: Cell) -> str:
     text = escape(cell.text)
     if cell.kind == "number":
         sort = "" if cell.sort is None else escape(str(cell.sort))
-        return f'<td class="number" data-s="{sort}">{text}</td>'
+        source = f' title="{escape(cell.source)}"' if cell.source else ""
+        return f'<td class="number" data-s="{sort}"{source}>{text}</td>'
     if cell.kind == "missing":
         return f'<td class="missing{" long" if len(cell.text) > _LONG_REASON else ""}">{text}</td>'
     if cell.kind == "code":

@@ -15,10 +15,12 @@ from reports.comparison import comparison_tables
 from reports.contact import contact_sheet
 from reports.judge import judge_plots, judge_tables
 from reports.media import Picture, find_pictures
+from reports.memory import memory_plot, memory_tables
 from reports.paired import paired_tables
 from reports.plots import Plot, make_plots
 from reports.published import published_table
 from reports.render import Cell, Table, clean, code_cell, command_text, missing_cell, text_cell
+from reports.scaling import scaling_plot, scaling_tables
 from reports.tables import (
     FAILED,
     command_cell,
@@ -80,7 +82,7 @@ def make_page(collection: Collection, out: Path) -> Page:
     runs = collection.runs
     files = out / "report_files"
     some = runs[:MAX_DETAILED]
-    plots = tuple(replace(plot, caption=f"{plot.caption}{_only(runs, ' ')}") for plot in make_plots(some))
+    plots = tuple(replace(plot, caption=f"{plot.caption}{_only(runs, ' ')}") for plot in _plots(some))
     plots = (*plots, *judge_plots(some))
     for plot in plots:
         write_text(files / f"{plot.name}.svg", plot.standalone)
@@ -115,16 +117,17 @@ def _tables(collection: Collection, notices: Sequence[Notice]) -> tuple[Table, .
     runs = collection.runs
     some = runs[:MAX_DETAILED]
     detailed = (
-        *paired_tables(some),
-        performance_table(some),
-        stage_table(some),
-        *training_tables(some),
-        *bucket_tables(some),
-    )
-    detailed = (*detailed, *judge_tables(some), metric_table(some), record_table(some))
+        *paired_tables(some), performance_table(some), *scaling_tables(some), stage_table(some), *memory_tables(some),
+        *training_tables(some), *bucket_tables(some), *judge_tables(some), metric_table(some), record_table(some),
+    )  # fmt: skip
     if len(some) < len(runs):
         detailed = tuple(replace(table, note=f"{table.note}{_only(runs, ' ')}".strip()) for table in detailed)
     return (failure_table(runs), notice_table(collection, notices), *detailed)
+
+
+def _plots(runs: Sequence[Run]) -> list[Plot]:
+    more = (memory_plot(runs), scaling_plot(runs))
+    return [*make_plots(runs), *(plot for plot in more if plot is not None)]
 
 
 def _only(runs: Sequence[Run], before: str) -> str:

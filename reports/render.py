@@ -17,13 +17,14 @@ _PROTECTED_DECIMALS = 6
 class Cell:
     """One table cell: the text to show, the value to sort by, its style, and where it links to.
 
-    ``kind``: "" text, "number", "missing", "code", "status".
+    ``kind``: "" text, "number", "missing", "code", "status". ``source``: the field of the record that it shows.
     """
 
     text: str
     sort: float | str | None = None
     kind: str = ""
     href: str | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from reports.collect import Collection, Run, finite
@@ -63,7 +64,7 @@ def value_cell(run: Run, dotted: str, unit: str = "", *, scale: float = 1.0) -> 
     value = run.number(dotted)
     if value is None:
         return missing_cell(run.null_reason(dotted), applies=applies(run, dotted))
-    return number_cell(value, unit, scale=scale)
+    return replace(number_cell(value, unit, scale=scale), source=dotted)
 
 
 def throughput_cell(run: Run) -> Cell:
