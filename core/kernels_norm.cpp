@@ -74,6 +74,22 @@ struct Row {
   }
 };
 
+// A row's du, summed up in ``plain`` and (times n) in ``along``; ``to`` gets the gradient of n. A function of its own:
+// inside a lambda the compiler does not use vectors.
+__attribute__((noinline)) void back(const float* __restrict from, const float* __restrict grad, const Row& row,
+                                    Moments m, int64_t width, float* __restrict to, float* __restrict plain,
+                                    float* __restrict along) {
+  const float* __restrict factor = row.factor.data();
+  const float* __restrict summand = row.summand.data();
+  for (int64_t i = 0; i < width; ++i) {
+    const float n = (from[i] - m.mean) * m.inverse, u = n * factor[i] + summand[i], s = sigmoid(u);
+    const float du = grad[i] * s * (1.0f + u * (1.0f - s));
+    plain[i] += du;
+    along[i] += du * n;
+    to[i] = du * factor[i];
+  }
+}
+
 // One group of one sample; ``cell_row`` is called before the rows of a row of cells, ``row`` for each row.
 template <class CellRow, class EachRow>
 void each_row(const Problem& p, const CellRow& cell_row, const EachRow& row) {
@@ -178,20 +194,7 @@ int norm_silu_gradient(int count, void** data, int* ranks, int64_t** shapes, con
       std::fill_n(dscale, cells, 0.0f);  // holds the sum of du n first
       std::fill_n(dshift, cells, 0.0f);
       each_row(p, Collector{{p, row, weight, bias, scale, shift}, plain, along, dshift, dscale}, [&](int64_t at) {
-        const float* __restrict from = x + at;
-        const float* __restrict grad = g + at;
-        float* __restrict to = dx + at;
-        const float* __restrict factor = row.factor.data();
-        const float* __restrict summand = row.summand.data();
-        float* __restrict q = plain;
-        float* __restrict r = along;
-        for (int64_t i = 0; i < p.width; ++i) {
-          const float n = (from[i] - m.mean) * m.inverse, u = n * factor[i] + summand[i], s = sigmoid(u);
-          const float du = grad[i] * s * (1.0f + u * (1.0f - s));
-          q[i] += du;
-          r[i] += du * n;
-          to[i] = du * factor[i];
-        }
+        back(x + at, g + at, row, m, p.width, dx + at, plain, along);
       });
       double mean = 0.0, slope = 0.0;
       for (int64_t c = 0; c < p.each(); ++c) {
