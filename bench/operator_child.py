@@ -20,6 +20,9 @@ LONG = 0.5  # seconds after which a case is not repeated within one request
 _X = (TOKENS, WIDTH)
 _HEAD = (1, HEADS, TOKENS, WIDTH // HEADS)
 _MAP = (1, CHANNELS, *VOLUME)
+# (clips, channels) of convolutions as the VAE has them, with the two frames of the cache and a frame's size: the small
+# world's outer level, its inner one, a middle level of the published one.
+_VAE = {"conv3d_8": ((4, 8), (11, 64, 64)), "conv3d_32": ((4, 32), (5, 16, 16)), "conv3d_256": ((1, 256), (4, 30, 45))}
 SHAPES: dict[str, list[tuple[int, ...]]] = {
     "linear": [_X, (4 * WIDTH, WIDTH), (4 * WIDTH,)],
     "layer_norm": [(TOKENS, 4 * WIDTH), (4 * WIDTH,), (4 * WIDTH,)],
@@ -33,6 +36,7 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "rotate": [_HEAD, _HEAD[2:], _HEAD[2:]],
     "conv3d_3x3x3": [_MAP, (CHANNELS, CHANNELS, 3, 3, 3), (CHANNELS,)],
     "conv3d_1x1x1": [_MAP, (CHANNELS, CHANNELS, 1, 1, 1), (CHANNELS,)],
+    **{name: [(*a, *volume), (a[1], a[1], 3, 3, 3), (a[1],)] for name, (a, volume) in _VAE.items()},
 }
 
 
@@ -84,6 +88,7 @@ def _ours(kernels: Literal["auto", "operators"] = "auto") -> dict[str, Callable]
         ops.rotate,
         conv_wide,
         conv_point,
+        *[conv_wide] * len(_VAE),
     )
 
 
@@ -143,6 +148,7 @@ def _naive() -> dict[str, Callable]:
         rotate,
         conv_wide,
         conv_point,
+        *[conv_wide] * len(_VAE),
     )
 
 
@@ -167,6 +173,7 @@ def _torch() -> dict[str, Callable]:
         rotate,
         lambda x, w, b: F.conv3d(x, w, b, padding=(0, 1, 1)),
         F.conv3d,
+        *[lambda x, w, b: F.conv3d(x, w, b, padding=(0, 1, 1))] * len(_VAE),
     )
 
 

@@ -11,29 +11,6 @@ using namespace kernels;
 
 namespace {
 
-// e^x to about one unit in the last place for x in [-87, 88]; 0 < result <= infinity; NaN stays NaN. Range reduction
-// and coefficients are those of Cephes' expf (S. L. Moshier).
-inline float exponential(float x) {
-  x = x > 89.0f ? 89.0f : x;
-  x = x < -87.0f ? -87.0f : x;
-  const float shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
-  int32_t bits;
-  std::memcpy(&bits, &shifted, 4);
-  const float n = shifted - 12582912.0f;
-  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // x - n ln 2, ln 2 in two parts
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const uint32_t power = (static_cast<uint32_t>(bits) - 0x4b400000u + 127u) << 23;
-  float scale;
-  std::memcpy(&scale, &power, 4);
-  return p * scale;
-}
-
 inline float clamped(float v) {  // beyond 12 the sigmoid below is 0 or 1; no overflow in the cube
   v = v > 12.0f ? 12.0f : v;
   return v < -12.0f ? -12.0f : v;
@@ -51,10 +28,6 @@ int elementwise(int64_t n, const Element& element) {
   });
   return 0;
 }
-
-struct Moments {
-  float mean, inverse;
-};
 
 inline Moments moments(const float* x, int64_t size, float eps) {
   Lanes total = {};

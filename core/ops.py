@@ -21,9 +21,9 @@ from core.compiling import runtime as _runtime
 
 __all__ = [
     "Mode", "adaptive_norm", "attention", "attention_again", "attention_keeping", "chosen_kernels", "compiled",
-    "compute_dtype", "configure", "conv2d", "conv3d", "dense", "embedding", "gelu_tanh", "group_norm", "layer_norm",
-    "linear", "mean_of_frame_pairs", "pad_right_bottom", "recomputed", "recomputed_keeping", "repeat_nearest",
-    "rms_norm", "rotate", "runnable_dtype", "silu", "value_and_gradients",
+    "compute_dtype", "configure", "conv2d", "conv3d", "dense", "embedding", "gelu_tanh", "group_norm",
+    "group_norm_silu", "layer_norm", "linear", "mean_of_frame_pairs", "pad_right_bottom", "recomputed",
+    "recomputed_keeping", "repeat_nearest", "rms_norm", "rotate", "runnable_dtype", "silu", "value_and_gradients",
 ]  # fmt: skip
 
 Kernels = Literal["auto", "operators"]
@@ -54,7 +54,7 @@ def configure(
 
 
 def chosen_kernels() -> str:
-    """Which kernels compute GELU, LayerNorm and rotation, in one line for the record: results differ in their bits."""
+    """Which kernels compute norms, convolutions and so on, in a line for the record: results differ in their bits."""
     return _runtime.kernels
 
 
@@ -109,6 +109,15 @@ def rms_norm(x, weight, eps):
 def group_norm(x, num_groups, weight, bias, eps):
     """GroupNorm of ``x [B, C, ...]`` in fp32. Shape unchanged."""
     return _device.group_norm(x, num_groups, weight, bias, eps)
+
+
+def group_norm_silu(x, num_groups, weight, bias, eps, scale=None, shift=None):
+    """SiLU of ``group_norm(x [B, C, T, H, W])``, which ``scale`` and ``shift [B, C, t, h, w]`` modulate unless None.
+
+    ``silu(norm * up(scale) + up(shift))`` with nearest-neighbour ``up``; t, h, w divide T, H, W, and when T is odd the
+    first of the t belongs to the first frame alone. Shape unchanged.
+    """
+    return _device.group_norm_silu(x, num_groups, weight, bias, eps, scale, shift)
 
 
 def gelu_tanh(x):

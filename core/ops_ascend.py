@@ -15,6 +15,8 @@ from mindspore.mint.nn import functional
 from mindspore.ops.operations._grad_ops import FlashAttentionScoreGrad
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
+from core.ops_modulation import modulated
+
 _HALF = (ms.float16, ms.bfloat16)
 
 
@@ -119,3 +121,8 @@ def repeat_nearest(x, time, space):
     count = batch * channels * frames
     x = mint.broadcast_to(x.reshape(count, 1, height, 1, width, 1), (count, time, height, space, width, space))
     return x.reshape(batch, channels, frames * time, height * space, width * space)
+
+
+def group_norm_silu(x, num_groups, weight, bias, eps, scale, shift):
+    h = group_norm(x, num_groups, weight, bias, eps)
+    return silu(h if scale is None else modulated(h, scale, shift, repeat_nearest))

@@ -18,6 +18,7 @@ from mindspore import mint, nn
 from mindspore import ops as _ops
 
 from core import ops_cpu_conv
+from core.ops_modulation import modulated
 
 # Largest temporary of an attention chunk or of a convolution's unfolded input. Larger was not faster.
 CHUNK_BYTES = 64 * 2**20
@@ -230,3 +231,8 @@ def repeat_nearest(x, time, space):
     if time > 1:
         x = _tile(x.reshape(-1, 1, height * width * space * space), (1, time, 1))
     return x.reshape(batch, channels, frames * time, height * space, width * space)
+
+
+def group_norm_silu(x, num_groups, weight, bias, eps, scale, shift):
+    h = group_norm(x, num_groups, weight, bias, eps)
+    return silu(h if scale is None else modulated(h, scale, shift, repeat_nearest))

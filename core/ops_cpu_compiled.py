@@ -28,7 +28,7 @@ from core.ops_cpu import (
 
 __all__ = [
     "adaptive_norm", "attention", "attention_again", "attention_keeping", "conv", "gelu_tanh", "group_norm",
-    "layer_norm", "linear", "repeat_nearest", "rms_norm", "rotate", "silu", "use",
+    "group_norm_silu", "layer_norm", "linear", "repeat_nearest", "rms_norm", "rotate", "silu", "use",
 ]  # fmt: skip
 
 # Primitives of the library given to ``use``: the graph compiler resolves module globals.
@@ -36,6 +36,8 @@ _library: Path | None = None
 _convolution: Any = None
 _image_gradient: Any = None
 _weight_gradient: Any = None
+_norm_silu: Any = None
+_norm_silu_gradient: Any = None
 _gelu: Any = None
 _gelu_gradient: Any = None
 _norm: Any = None
@@ -47,7 +49,7 @@ _rotate_gradient: Any = None
 def use(library: Path) -> None:
     """Makes the primitives of a built library, unless they are; called by ``ops.configure``."""
     global _library, _gelu, _gelu_gradient, _norm, _norm_gradient, _rotate, _rotate_gradient  # noqa: PLW0603  see above
-    global _convolution, _image_gradient, _weight_gradient  # noqa: PLW0603
+    global _convolution, _image_gradient, _weight_gradient, _norm_silu, _norm_silu_gradient  # noqa: PLW0603  see above
     if library == _library:
         return
     _library = library
@@ -57,6 +59,9 @@ def use(library: Path) -> None:
 
     def first_and_affine(x, weight, *_):
         return x, weight, weight
+
+    def first_five(*values):
+        return values[:5]
 
     def last(*values):
         return values[-1]
@@ -77,6 +82,8 @@ def use(library: Path) -> None:
     _norm = custom("layer_norm", first, _norm_bprop)
     _rotate_gradient = custom("rotate_gradient", first)
     _rotate = custom("rotate", first, _rotate_bprop)
+    _norm_silu_gradient = custom("norm_silu_gradient", first_five)
+    _norm_silu = custom("norm_silu", first, _norm_silu_bprop)
     _image_gradient = custom("convolution_image_gradient", last)
     _weight_gradient = custom("convolution_weight_gradient", last_and_bias, shape=last_and_outputs)
     _convolution = custom("convolution", first, _convolution_bprop, shape=_convolved)
@@ -93,6 +100,25 @@ def _norm_bprop(x, weight, bias, eps, out, grad):
 
 def _rotate_bprop(x, cos, sin, out, grad):
     return _rotate_gradient(grad, cos, sin), _ops.zeros_like(cos), _ops.zeros_like(sin)
+
+
+def _norm_silu_bprop(x, weight, bias, scale, shift, settings, out, grad):
+    dx, dweight, dbias, dscale, dshift = _norm_silu_gradient(x, weight, bias, scale, shift, settings, grad)
+    return dx, dweight, dbias, dscale, dshift, _ops.zeros_like(settings)
+
+
+@_ops.constexpr
+def _settings(groups, eps):
+    return ms.Tensor(np.array([groups, eps], np.float32))
+
+
+def group_norm_silu(x, num_groups, weight, bias, eps, scale, shift):
+    if x.dtype != ms.float32 or weight.dtype != ms.float32:
+        return ops_cpu.group_norm_silu(x, num_groups, weight, bias, eps, scale, shift)
+    cells = (x.shape[0], x.shape[1], 1, 1, 1)
+    scale = _constant(1.0, *cells) if scale is None else scale
+    shift = _constant(0.0, *cells) if shift is None else shift
+    return _norm_silu(x, weight, bias, scale, shift, _settings(num_groups, eps))
 
 
 def _convolved(x, weight, bias, geometry):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from mindspore import mint
 
-from core import ops
+from core import ops, ops_modulation
 from core.vae.conv import conv
 
 SPATIAL_NORM_EPS = 1e-6  # fixed in the reference, whatever norm_eps says
@@ -23,22 +23,7 @@ def upsample(x, time, space):
 
     ``T' = T * time`` when T is even; with an odd T the first frame stays one frame: ``T' = 1 + (T - 1) * time``.
     """
-    if time == 1:
-        return ops.repeat_nearest(x, 1, space)
-    if x.shape[2] % 2 == 0:
-        return ops.repeat_nearest(x, time, space)
-    first = ops.repeat_nearest(x[:, :, :1], 1, space)
-    if x.shape[2] == 1:
-        return first
-    return mint.cat([first, ops.repeat_nearest(x[:, :, 1:], time, space)], 2)
-
-
-def _time_factor(frames, latent_frames):
-    if frames == latent_frames:
-        return 1
-    if frames % 2 == 1:
-        return (frames - 1) // (latent_frames - 1)
-    return frames // latent_frames
+    return ops_modulation.upsample(x, time, space, ops.repeat_nearest)
 
 
 def norm_silu(p, x, z, *, groups, eps):
@@ -48,13 +33,11 @@ def norm_silu(p, x, z, *, groups, eps):
     nearest-neighbour upsampling, so they run at the latents' size.
     """
     if z is None:
-        return ops.silu(ops.group_norm(x, groups, p["weight"], p["bias"], eps))
-    time = _time_factor(x.shape[2], z.shape[2])
-    space = x.shape[3] // z.shape[3]
+        return ops.group_norm_silu(x, groups, p["weight"], p["bias"], eps)
     scale = ops.conv3d(z, p["conv_y.conv.weight"], p["conv_y.conv.bias"], 1, (0, 0, 0))
     shift = ops.conv3d(z, p["conv_b.conv.weight"], p["conv_b.conv.bias"], 1, (0, 0, 0))
-    h = ops.group_norm(x, groups, p["norm_layer.weight"], p["norm_layer.bias"], SPATIAL_NORM_EPS)
-    return ops.silu(h * upsample(scale, time, space) + upsample(shift, time, space))
+    weight, bias = p["norm_layer.weight"], p["norm_layer.bias"]
+    return ops.group_norm_silu(x, groups, weight, bias, SPATIAL_NORM_EPS, scale, shift)
 
 
 compiled_norm_silu = ops.compiled(norm_silu)

@@ -55,6 +55,6 @@ def test_every_parameters_gradient(monkeypatch, kind, conv, frames):
     got = {parameter.name: gradient.asnumpy() for parameter, gradient in zip(parameters, gradients, strict=True)}
     assert set(got) == set(expected)
     errors = {name: relative_error(got[name], expected[name]) for name in expected}
-    how = getattr(conv, "__name__", "compiled")
-    print(f"PARITY VAE gradient {kind} {how} {frames} frames: largest {max(errors.values()):.1e}")
+    side = "compiled" if conv is None else conv.__name__
+    print(f"PARITY VAE gradient {kind} {side} {frames} frames: largest {max(errors.values()):.1e}")
     assert {name: error for name, error in errors.items() if not error <= GRADIENT} == {}
