@@ -27,8 +27,7 @@ def compare(a: Sequence[Run], b: Sequence[Run], across: Sequence[str], policy: P
     intervals = 0
     if not broken:
         first, second = series_of(a), series_of(b)
-        numbers = [n for n, s in first.items() if s.family in _NUMBERS and n in second]
-        intervals = len(numbers)
+        intervals = sum(_by_interval(series, second.get(name)) for name, series in first.items())
         alpha = policy.alpha / max(1, intervals)
         names = dict.fromkeys([*first, *second])
         checks += [_check(name, first.get(name), second.get(name), "recipe" in across, policy, alpha) for name in names]
@@ -49,6 +48,12 @@ def cohort_checks(a: Cohort, b: Cohort, across: Sequence[str]) -> list[Check]:
                 )
             )
     return checks
+
+
+def _by_interval(a: Series, b: Series | None) -> bool:
+    if a.family not in _NUMBERS or b is None or None in a.values or None in b.values:
+        return False
+    return a.family == "time" or not stats.agree((*a.values, *b.values))
 
 
 def _check(name: str, a: Series | None, b: Series | None, other_recipe: bool, policy: Policy, alpha: float) -> Check:
@@ -96,7 +101,7 @@ def _number(base: dict[str, Any], a: Series, b: Series, policy: Policy, alpha: f
     change = current - middle
     base |= {"baseline": middle, "current": current, "change": change, "rule": "interval"}
     if found.interval is None or found.detectable is None:
-        reason = f"{len(a.values)} and {len(b.values)} runs, need 2 each for an interval"
+        reason = f"{len(a.values)} and {len(b.values)} runs, need 2 on one side for an interval"
         return Check(**base, verdict=Verdict.UNSTEADY, reason=reason)
     floor = max(middle * policy.min_percent[base["family"]] / 100, policy.min_excess[base["family"]])
     differs = not found.interval.holds(1.0) and abs(change) > floor

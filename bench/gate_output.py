@@ -104,8 +104,9 @@ def _equal(checks: Sequence[Check]) -> str:
 
 
 def moved_memory(checks: Sequence[Check]) -> list[str]:
-    """Memory readings that changed, the largest first: which phase, class and rank it was."""
-    found = [(change, check) for check in checks if check.unit == "B" and (change := _moved_by(check))]
+    """Memory readings that changed by more than chance, the largest first: which phase, class and rank it was."""
+    changed = [check for check in checks if check.unit == "B" and check.verdict is not Verdict.PASS]
+    found = [(change, check) for check in changed if (change := _moved_by(check))]
     found.sort(key=lambda pair: -abs(pair[0]))
     return [f"  {change:+15,.0f} B  {check.name}" for change, check in found[:_MOVED]]
 

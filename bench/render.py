@@ -40,7 +40,10 @@ def duration(seconds: float | None) -> str:
         return "-"
     if seconds < 1:
         return f"{1e3 * seconds:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 100 else f"{int(seconds // 60)} min {round(seconds % 60)} s"
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
 
 
 def gib(value: int | None) -> str:

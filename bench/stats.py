@@ -96,18 +96,25 @@ def detectable(values: Sequence[float], *, future: int, alpha: float, log: bool,
 
 
 def difference(a: Sequence[float], b: Sequence[float], *, alpha: float) -> Difference:
-    """Of positive ``b`` against ``a`` (one number a run), by Welch's t on logarithms; no interval below two runs each.
+    """Of positive ``b`` against ``a`` (one number a run), by Welch's t on logarithms.
 
-    Welch (1947): degrees of freedom after Satterthwaite, no assumption that both sides vary equally.
+    Welch (1947): degrees of freedom after Satterthwaite, no assumption that both sides vary equally. Where one side is
+    a single run, the deviation of the other stands for both; with a single run on each side there is no interval.
     """
     ratio = centre(b, log=True) / centre(a, log=True)
-    if min(len(a), len(b)) < 2:
+    several = [side for side in (a, b) if len(side) > 1]
+    if not several:
         return Difference(ratio=ratio, interval=None, detectable=None)
-    parts = [stdev([math.log(v) for v in side]) ** 2 / len(side) for side in (a, b)]
-    error = math.sqrt(sum(parts))
+    squares = [stdev([math.log(v) for v in side]) ** 2 for side in several]
+    if len(several) == 1:
+        error, freedom = math.sqrt(squares[0] * (1 / len(a) + 1 / len(b))), len(several[0]) - 1.0
+    else:
+        parts = [square / len(side) for square, side in zip(squares, several, strict=True)]
+        error = math.sqrt(sum(parts))
+        spread_of_parts = sum(part**2 / (len(side) - 1) for part, side in zip(parts, several, strict=True))
+        freedom = sum(parts) ** 2 / spread_of_parts if error else 1.0
     if error == 0:
         return Difference(ratio=ratio, interval=Interval(low=ratio, high=ratio), detectable=1.0)
-    freedom = sum(parts) ** 2 / sum(p**2 / (len(side) - 1) for p, side in zip(parts, (a, b), strict=True))
     from scipy.special import nctdtrinc  # noqa: PLC0415 - see _quantile
 
     t = _quantile(freedom, 1 - alpha / 2)

@@ -36,7 +36,7 @@ def _nothing(fields):
 
 
 def _of(judgement, verdict):
-    return {check.name: check.reason for check in judgement.checks if check.verdict is verdict}
+    return {check.name: check.reason or "" for check in judgement.checks if check.verdict is verdict}
 
 
 def test_an_unchanged_program_passes():

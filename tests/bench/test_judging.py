@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 from types import SimpleNamespace
@@ -149,7 +150,8 @@ def test_compare(tmp_path, capsys):
     assert step["detectable"] > 0
     assert cli.main(["compare", str(a), str(_written(tmp_path / "c", 3))]) == 0
     assert cli.main(["compare", str(a / "01"), str(b / "01")]) == 5
-    assert "1 and 1 runs, need 2 each for an interval" in capsys.readouterr().out
+    assert "1 and 1 runs, need 2 on one side for an interval" in capsys.readouterr().out
+    assert cli.main(["compare", str(a), str(b / "01")]) == 1, "null runs against one run"
     assert cli.main(["compare", str(a), str(tmp_path / "none")]) == 2
 
 
@@ -252,7 +254,7 @@ def test_bisect_judges_the_records_that_each_commit_makes(tmp_path, recipe, monk
 
 
 def test_a_commit_without_cogbench_can_not_be_judged(tmp_path):
-    args = SimpleNamespace(recipe=tmp_path / "clips.yaml", set=[])
+    args = argparse.Namespace(recipe=tmp_path / "clips.yaml", set=[])
     assert judging._runs_of_commit(args, tmp_path, tmp_path / "out", 1) == []
 
 

@@ -105,17 +105,16 @@ def test_device_level_peaks_are_given_above_idle(cards):
 
 
 def test_device_level_without_samples_tool_or_cards_is_null_with_a_reason(cards, monkeypatch):
-    with npu.DeviceWatch(wanted=True, seconds=60) as watch:
-        pass
-    assert watch.result().net_peak_bytes is None
-    assert watch.result().reason == "the run ended before the first sample"
+    def result(wanted: bool):
+        with npu.DeviceWatch(wanted=wanted, seconds=60) as watch:
+            pass
+        found = watch.result()
+        return None if found is None else (found.net_peak_bytes, found.reason)
+
+    assert result(True) == (None, "the run ended before the first sample")
     monkeypatch.setenv("PATH", "/nowhere")
-    with npu.DeviceWatch(wanted=True) as watch:
-        pass
-    assert watch.result().reason == "no npu-smi on this machine"
-    with npu.DeviceWatch(wanted=False) as watch:
-        pass
-    assert watch.result() is None
+    assert result(True) == (None, "no npu-smi on this machine")
+    assert result(False) is None
 
 
 def test_names_of_cards_go_into_the_environment(cards):
@@ -226,11 +225,12 @@ def test_a_run_records_phases_and_load(tmp_path):
     record = run_job(job(tmp_path, "everything"))
     assert [phase.name for phase in record.memory.phases][:2] == ["start", "outer"]
     assert {"inner", "first step", "steady"} <= {phase.name for phase in record.memory.phases}
-    assert record.memory.process_peak_bytes >= max(p.process_peak_bytes or 0 for p in record.memory.phases)
-    assert json.loads(records.dump(record))["load"] is None or record.load.window_seconds > 0
+    data = json.loads(records.dump(record))
+    assert data["memory"]["process_peak_bytes"] >= max(p["process_peak_bytes"] for p in data["memory"]["phases"])
+    assert data["load"] is None or data["load"]["window_seconds"] > 0
 
 
 def test_the_peak_of_a_run_that_was_killed_is_known_though_the_mark_was_set_back(tmp_path):
     record = run_job(job(tmp_path, "peak_then_killed"))
     assert record.signal == "SIGKILL"
-    assert record.memory.process_peak_bytes > 200_000_000
+    assert (record.memory.process_peak_bytes or 0) > 200_000_000

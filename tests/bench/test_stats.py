@@ -62,8 +62,18 @@ def test_difference_by_hand():
 def test_difference_without_spread_or_with_one_run():
     exact = stats.difference([2.0, 2.0], [3.0, 3.0], alpha=0.05)
     assert (exact.ratio, exact.detectable) == (pytest.approx(1.5), 1.0)
-    single = stats.difference([2.0], [3.0, 3.0], alpha=0.05)
-    assert (single.interval, single.detectable) == (None, None)
+    neither = stats.difference([2.0], [3.0], alpha=0.05)
+    assert (neither.ratio, neither.interval, neither.detectable) == (pytest.approx(1.5), None, None)
+
+
+def test_difference_from_a_single_run_by_hand():
+    """Logarithms 0, 1, 2 against 3: the prediction interval for one more run, t(0.975, 2) = 4.303."""
+    found = stats.difference([1.0, math.e, math.e**2], [math.e**3], alpha=0.05)
+    assert found.interval is not None
+    assert math.log(found.interval.high) == pytest.approx(2 + 4.303 * math.sqrt(1 + 1 / 3), rel=1e-3)
+    turned = stats.difference([math.e**3], [1.0, math.e, math.e**2], alpha=0.05)
+    assert turned.interval is not None
+    assert turned.interval.low == pytest.approx(1 / found.interval.high)
 
 
 def test_thirds():
