@@ -114,7 +114,7 @@ def _bits(step: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What a step computed: a double is printed so that it can be read back exactly."""
     values = {"loss": step["loss_hex"]} | {key: step[key] for key in ("samples", "frames", "tokens")} | step["extra"]
     for key, value in values.items():
-        if value is not None and not key.endswith("seconds"):
+        if value is not None and not key.endswith(("seconds", "flops")):
             yield key, value.hex() if isinstance(value, float) else value
 
 

@@ -47,7 +47,10 @@ def test_noise_shows_in_the_error():
     noisy = [(x, (2 + 3 * x) * factor) for x, factor in zip(XS, (1.2, 0.8, 1.2, 0.8, 1.2), strict=True)]
     found = fit.best(noisy)
     assert found is not None
-    assert found[1] > 0.1
+    assert found[1] > 0.2
+    (told,) = fit.fits_of(rows(dict(noisy).__getitem__), ["step_seconds_median"])
+    with pytest.raises(UserError, match="misses points it was not fitted on"):
+        told.predict(33)
 
 
 def test_too_few_points_or_one_twice_give_no_fit():
