@@ -161,6 +161,20 @@ def test_legal_values_are_what_the_recipe_accepts():
     assert legal_values(lambda value: None, 64, 16) == [16, 32, 48, 64]
 
 
+@pytest.mark.parametrize(("divisor", "remainder", "most"), [(16, 1, 5000), (8, 1, 700), (4, 1, 65), (1, 0, 5000)])
+def test_many_legal_values_are_found_without_asking_for_each(divisor, remainder, most):
+    asked = []
+
+    def load(value: int) -> None:
+        asked.append(value)
+        if value % divisor != remainder or value > most:
+            raise UserError("no")
+
+    expected = [v for v in range(1, 3001) if v % divisor == remainder and v <= most]
+    assert legal_values(load, 3000) == expected
+    assert len(asked) < 80
+
+
 @pytest.fixture
 def limited(monkeypatch, tmp_path):
     """``run(action_of, ...)``: a search over x whose run with value v does ``action_of(v)``."""
