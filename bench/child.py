@@ -92,7 +92,21 @@ def _run(job: dict, events: EventLog, meter: PhaseMeter, load: LoadWatch) -> int
     with _terminal(job.get("terminal_fd")) as terminal:
         ctx = RunContext(_recipe(job), out, job["seed"], events, terminal, meter=meter, load=load)
         task(ctx.recipe, ctx)
+        if getattr(getattr(ctx.recipe, "runtime", None), "measure_peak", False):
+            ctx.roofline(_peak(ctx))
         return ctx.failures
+
+
+def _peak(ctx: RunContext) -> dict:
+    """The peak of matrix products, measured after the work so that it disturbs none of it."""
+    if not ctx.products:
+        return {"reason": "the task runs no matrix products that are counted"}
+    from bench.roofline import measure  # noqa: PLC0415
+    from core import ops  # noqa: PLC0415 - imports mindspore, as the task did
+
+    device = {"cpu": "CPU", "ascend": "Ascend"}[ctx.recipe.runtime.device]
+    with ctx.stage("measure_peak"):
+        return measure(ctx.products, device, ops.compute_dtype(ctx.recipe.runtime.dtype)[0])
 
 
 def _recipe(job: dict):

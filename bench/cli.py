@@ -121,7 +121,11 @@ def build_parser() -> argparse.ArgumentParser:
     claims = _command(commands, "claims", _claims, "the figures of README and docs against records and sources")
     claims_cli.add_arguments(claims)
 
-    _command(commands, "doctor", _doctor, "what this machine can and cannot measure, and why")
+    doctor = _command(commands, "doctor", _doctor, "what this machine can and cannot measure, and why")
+    doctor.add_argument(
+        "--roofline", nargs="?", const="tiny-1.5", metavar="PRESET",
+        help="also measure the rate of matrix products on a preset's shapes (default: tiny-1.5)",
+    )  # fmt: skip
     return parser
 
 
@@ -259,8 +263,11 @@ def _judging(args: argparse.Namespace) -> int:
 
 def _doctor(args: argparse.Namespace) -> int:
     from bench.doctor import examine, lines, usable  # noqa: PLC0415
+    from core.presets import PRESETS  # noqa: PLC0415
 
-    findings = examine()
+    if args.roofline is not None and args.roofline not in PRESETS:
+        raise UserError(f"--roofline: got {args.roofline!r}, need a preset: {', '.join(PRESETS)}")
+    findings = examine(args.roofline)
     works = usable(findings)
     if args.json:
         print_json({"ok": works, "findings": findings})

@@ -30,6 +30,7 @@ class RunContext:
         failures: number of inputs reported with ``row_failed``.
         meter: peak memory by phase, cut at every stage and step.
         load: how busy others kept the processors, from the last compiling step on.
+        products: matrix products of the latest step, on whose shapes a peak is measured (``bench.roofline``).
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class RunContext:
     ):
         self.recipe, self.out, self.seed = recipe, out, seed
         self.failures = 0
+        self.products: tuple[Any, ...] = ()
         self._events, self._terminal = events, terminal
         self._open_stages: list[str] = []
         self.meter, self.load = meter or PhaseMeter(events.write), load or LoadWatch()
@@ -113,6 +115,10 @@ class RunContext:
         if value is not None and not math.isfinite(value):
             value, reason = None, reason or f"computed as {value}"
         self._events.write("metric", name=name, value=value, unit=unit, reason=reason if value is None else None)
+
+    def roofline(self, found: dict[str, Any]) -> None:
+        """Records the measured peak (``bench.roofline.measure``), or ``{"reason": why there is none}``."""
+        self._events.write("roofline", **plain(found))
 
     def row_failed(self, row: int | None, item: str, message: str) -> None:
         """Reports an input that can't be processed; the run goes on and ends with status ``failed``."""

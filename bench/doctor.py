@@ -23,8 +23,11 @@ def finding(name: str, state: State, detail: str, remedy: str = "", **values: An
     return {"name": name, "state": state, "detail": detail, "remedy": remedy, "values": values}
 
 
-def examine() -> list[dict[str, Any]]:
-    """All findings. MindSpore and the video libraries are tried in child processes, since either may crash."""
+def examine(roofline: str | None = None) -> list[dict[str, Any]]:
+    """All findings; ``roofline``: a preset on whose shapes the rate of matrix products is measured.
+
+    MindSpore and the video libraries are tried in child processes, since either may crash.
+    """
     env = full_environment({"kind": "doctor", "runtime": {"device": "cpu"}}, code_root())
     return [
         *_machine(),
@@ -32,6 +35,7 @@ def examine() -> list[dict[str, Any]]:
         *_mindspore(_probe("mindspore", env | {"ONEDNN_VERBOSE": "1"})),
         *_video(_probe("video", env)),
         _simulation(),
+        *([_roofline(roofline)] if roofline else []),
     ]
 
 
@@ -156,10 +160,28 @@ def _simulation() -> dict[str, Any]:
     )
 
 
+def _roofline(preset: str) -> dict[str, Any]:
+    # As for a process whose work is the transformer: AVX-512 where the processor has it.
+    env = full_environment({"kind": "train", "runtime": {"device": "cpu"}}, code_root())
+    found = _answer([sys.executable, "-m", "bench.roofline", preset], env)
+    if found.get("error"):
+        return finding("roofline", "missing", f"not measured: {found['error']}", **found)
+    rates = ", ".join(
+        f"{s['rows']}x{s['inner']}x{s['columns']} {s['flops_per_second'] / 1e9:.1f}" for s in found["shapes"]
+    )
+    best = found["peak_flops_per_second"] / 1e9
+    detail = f"{best:.1f} GFLOP/s in {found['dtype']} on the shapes of {preset} (GFLOP/s: {rates})"
+    return finding("roofline", "ok", detail, **found)
+
+
 def _probe(name: str, env: dict[str, str]) -> dict[str, Any]:
     """What ``bench.doctor_probe NAME`` printed last as JSON, or {"error": why}."""
     assert name in PROBES, name
-    command = [sys.executable, "-m", "bench.doctor_probe", name]
+    return _answer([sys.executable, "-m", "bench.doctor_probe", name], env, verbose=name == "mindspore")
+
+
+def _answer(command: list[str], env: dict[str, str], *, verbose: bool = False) -> dict[str, Any]:
+    """The JSON that ``command`` printed last; ``verbose``: with what oneDNN said."""
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -168,7 +190,7 @@ def _probe(name: str, env: dict[str, str]) -> dict[str, Any]:
     if done.returncode != 0 or not answers:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return {"error": f"exit code {done.returncode}: {last}"}
-    return json.loads(answers[-1]) | onednn(done.stdout) if name == "mindspore" else json.loads(answers[-1])
+    return json.loads(answers[-1]) | (onednn(done.stdout) if verbose else {})
 
 
 def onednn(text: str) -> dict[str, str | None]:

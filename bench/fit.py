@@ -17,6 +17,8 @@ from core.errors import UserError
 
 MIN_POINTS = 4
 REACH = 0.5
+# A law that misses points it has not seen by more than this predicts nothing.
+MOST_ERROR = 0.2
 _MODELS = ("linear", "quadratic", "power")
 _PARAMETERS = {"linear": 2, "quadratic": 3, "power": 2}
 # A law with more parameters must be better by this factor, or the simpler one is taken.
@@ -66,6 +68,11 @@ class Fit:
             raise UserError(
                 f"{self.axis}={x:g}: measured from {low:g} to {high:g}, predicted to at most {low - reach:g} to "
                 f"{high + reach:g}: measure nearer to it"
+            )
+        if self.error > MOST_ERROR:
+            raise UserError(
+                f"{self.axis}={x:g}: the {self.law.model} law misses points it was not fitted on by "
+                f"{100 * self.error:.0f} % (at most {100 * MOST_ERROR:.0f} %): repeat on a quiet machine"
             )
         value = self.law(x)
         if not value > 0:

@@ -28,6 +28,7 @@ from core.files import write_text
 RESULT = "limit.json"
 _TIMES = 16
 _MOST_VALUES = 20_000
+_ASKED, _PERIOD = 64, 16
 _FITS = ("ok", "unsteady")
 
 
@@ -65,8 +66,21 @@ def largest(values: Sequence[int], start: int, fits: Callable[[int], bool]) -> F
 
 
 def legal_values(load: Callable[[int], Any], top: int, step: int = 1) -> list[int]:
-    """Multiples of ``step`` up to ``top`` that the recipe accepts (frame rules, multiples of 16, ...)."""
-    return [value for value in range(step, top + 1, step) if _accepted(load, value)]
+    """Multiples of ``step`` up to ``top`` that the recipe accepts (frame rules, multiples of 16, ...).
+
+    The first ones are asked one by one. Every rule of a recipe repeats after 16 numbers or is a largest value: the
+    others follow from that, and what lies above a largest value is cut off.
+    """
+    asked = [v for v in range(step, min(top, _ASKED * step) + 1, step) if _accepted(load, v)]
+    pattern = {v // step % _PERIOD for v in asked if v // step > _ASKED - _PERIOD}
+    rest = [v for v in range((_ASKED + 1) * step, top + 1, step) if v // step % _PERIOD in pattern]
+    if rest and not _accepted(load, rest[-1]):
+        low, high = -1, len(rest) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if _accepted(load, rest[middle]) else (low, middle)
+        rest = rest[: low + 1]
+    return asked + rest
 
 
 def _accepted(load: Callable[[int], Any], value: int) -> bool:

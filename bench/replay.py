@@ -62,15 +62,16 @@ class Comparison:
 def compare(recorded: Evidence, replayed: Evidence, prefix: str = "") -> Comparison:
     """Holds two runs against each other; ``prefix`` begins every name (a pipeline's stage)."""
     first_step = _first_step(recorded.record)
-    tables: list[tuple[What, dict[str, str], dict[str, str]]] = [
-        ("input", *(_inputs(evidence) for evidence in (recorded, replayed))),
-        ("step", *(_steps(evidence.record, first_step) for evidence in (recorded, replayed))),
-        ("tensor", *(_tensors(evidence.tensors, inputs=False) for evidence in (recorded, replayed))),
-        ("digest", *(_digests(evidence.record, inputs=False) for evidence in (recorded, replayed))),
-        ("file", *(_files(evidence.record) for evidence in (recorded, replayed))),
-    ]
-    compared = {what: len(old.keys() & new.keys()) for what, old, new in tables}
-    differences = tuple(found for what, old, new in tables for found in _held_against(what, old, new, prefix))
+    old, new = recorded, replayed
+    tables: dict[What, tuple[dict[str, str], dict[str, str]]] = {
+        "input": (_inputs(old), _inputs(new)),
+        "step": (_steps(old.record, first_step), _steps(new.record, first_step)),
+        "tensor": (_tensors(old.tensors, inputs=False), _tensors(new.tensors, inputs=False)),
+        "digest": (_digests(old.record, inputs=False), _digests(new.record, inputs=False)),
+        "file": (_files(old.record), _files(new.record)),
+    }
+    compared: dict[str, int] = {what: len(one.keys() & two.keys()) for what, (one, two) in tables.items()}
+    differences = tuple(found for what, (one, two) in tables.items() for found in _held_against(what, one, two, prefix))
     return Comparison(compared, differences)
 
 
@@ -114,7 +115,7 @@ def _bits(step: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What a step computed: a double is printed so that it can be read back exactly."""
     values = {"loss": step["loss_hex"]} | {key: step[key] for key in ("samples", "frames", "tokens")} | step["extra"]
     for key, value in values.items():
-        if value is not None and not key.endswith("seconds"):
+        if value is not None and not key.endswith(("seconds", "flops")):
             yield key, value.hex() if isinstance(value, float) else value
 
 

@@ -26,6 +26,7 @@ from bench.process import Ended, remove_partial_files, run_process
 from bench.record import Record
 from bench.record_parts import Summary
 from bench.timer import compile_seconds, first_not_finite, summarize
+from bench.utilisation import metrics_of
 from core.errors import UserError
 from core.files import write_text
 
@@ -148,6 +149,10 @@ def _record_of(job: Job, ended: Ended, facts: dict[str, Any], reasons: dict[str,
     if groups := tensors.groups_of(events):
         parts["digests"] |= {tensors.FILE_NAME: tensors.write(job.run_dir, groups)}
     cards = None if _runtime(job).get("device", "cpu") == "cpu" else int(_runtime(job).get("workers") or 1)
+    roofline = last(events, "roofline")
+    parts["metrics"] = metrics_of(parts["steps"], roofline, cards=cards) | parts["metrics"]
+    if roofline is not None:
+        parts["notes"]["roofline"] = {key: value for key, value in roofline.items() if key != "type"}
     summary, more = summarize(parts["steps"], cards=cards, no_cards_reason="ran on the CPU: there is no card")
     reasons |= more
     compiling, why = compile_seconds(parts["steps"], parts["stages"])

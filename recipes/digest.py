@@ -8,7 +8,7 @@ from typing import Any
 
 # Labels and limits of a run, not what is computed: two runs that differ only here are the same experiment.
 _LABELS = ("name", "description", "extends", "output")
-_LIMITS = ("timeout_s", "repeats")
+_LIMITS = ("timeout_s", "repeats", "measure_peak")
 # Where a training run begins: a resumed one has the bits of one that was never interrupted.
 _BEGINNING = ("resume",)
 
@@ -28,8 +28,8 @@ def _essence(data: dict[str, Any], *, keep_name: bool = False) -> dict[str, Any]
 def digest(data: dict[str, Any]) -> str:
     """sha256 (hex) of the effective recipe as canonical JSON.
 
-    Without name, description, output folder, timeout, number of repeats and ``train.resume``; defaults are included,
-    so spelling a default changes nothing. Stage names of a pipeline count.
+    Without name, description, output folder, timeout, number of repeats, ``measure_peak`` and ``train.resume``;
+    defaults are included, so spelling a default changes nothing. Stage names of a pipeline count.
     """
     text = json.dumps(_essence(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()

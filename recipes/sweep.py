@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.load import Loaded, load_tree
+from recipes.messages import got
 from recipes.overrides import put
 from recipes.problems import Problem, RecipeErrors
 from recipes.schema.sweep import SweepFile
@@ -47,6 +48,7 @@ def load_sweep(path: str | PathLike[str]) -> Sweep:
     problems: list[Problem] = []
     root = with_paths(read_tree(file, problems))
     sweep, found = validate(root, SweepFile, ("extends",))
+    found += _not_lists(root.value.get("axes"))
     if sweep is None or problems or found:
         raise RecipeErrors([*problems, *found])
     count = 1
@@ -56,6 +58,14 @@ def load_sweep(path: str | PathLike[str]) -> Sweep:
         at = root.value["axes"].named_at
         raise RecipeErrors([at.problem("axes", f"got {count} combinations, need at most {MAX_CELLS}")])
     return Sweep(sweep, _cells(root, file), file)
+
+
+def _not_lists(axes: Node | None) -> list[Problem]:
+    """Axes without a list of values, each at its place."""
+    if axes is None or not isinstance(axes.value, dict):
+        return []
+    wrong = [node for node in axes.value.values() if not isinstance(node.value, list) or not node.value]
+    return [node.at.problem(node.path, f"got {got(plain(node))}, need a list of values") for node in wrong]
 
 
 def _cells(root: Node, file: Path) -> tuple[Cell, ...]:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from bench.context import RunContext, synchronize
+from bench.flops import t5_encoder
+from bench.tasks import work
 from bench.tasks.inputs import read_prompts
 from bench.tasks.models import Models
 from core.data import cache
@@ -65,7 +67,9 @@ def _encode(index: int, batch: list, encoder: Any, ctx: RunContext, *, first: bo
     embeds = encoder(ms.Tensor(ids)).astype(ms.float32).asnumpy()
     synchronize()
     seconds = time.perf_counter() - begin
-    ctx.step(index, seconds, samples=len(batch), tokens=ids.size, tags=("compile",) if first else ())
+    config = getattr(encoder, "config", None)
+    extra = work.inference(ctx, t5_encoder(config, *ids.shape)) if config else None
+    ctx.step(index, seconds, samples=len(batch), tokens=ids.size, tags=("compile",) if first else (), extra=extra)
     for (job, tokens, identity), text_emb in zip(batch, embeds, strict=True):
         entry = cache.TextCache(
             text_emb=text_emb,

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from bench.context import RunContext, synchronize
+from bench.flops_vae import vae_encode
+from bench.tasks import work
 from bench.tasks.models import Models, tiling_of
 from core.data import cache
 from core.data.buckets import Bucket, Size, assign, bucket_table
@@ -103,7 +105,9 @@ class _Encoder:
             self.backends[reader.backend] = self.backends.get(reader.backend, 0) + 1
         tags = () if (count, height, width) in self._sizes else ("compile",)
         self._sizes.add((count, height, width))
-        self._ctx.step(index, seconds, samples=1, frames=count, tags=tags, extra={"video": row.video})
+        products = vae_encode(self._vae.config, batch=1, frames=count, height=height, width=width, tiling=self._tiling)
+        extra = {"video": row.video} | work.inference(self._ctx, products)
+        self._ctx.step(index, seconds, samples=1, frames=count, tags=tags, extra=extra)
         cache.write_video_cache(
             target,
             cache.VideoCache(

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from bench.context import RunContext, array_digest, synchronize
+from bench.flops import Size
+from bench.flops import transformer as flops_of_transformer
+from bench.tasks import work
 from bench.tasks.inputs import batched, read_prompts, slug
 from bench.tasks.models import Models, tiling_of
 from core.data import shapes
@@ -97,7 +100,7 @@ def _denoise(recipe: Any, ctx: RunContext, models: Models, text: _Text) -> list[
     if given is not None and len(given) not in (1, len(text.prompts) * count):
         raise UserError(f"inputs.latents: got {len(given)} sets, need 1 or {len(text.prompts) * count} (one a video)")
     jobs = [(p, n) for p in range(len(text.prompts)) for n in range(count)]
-    made, clock = [], _StepClock(ctx)
+    made, clock = [], _StepClock(ctx, *_step_size(recipe, transformer.config, vae_config, text))
     for number, (index, copy) in enumerate(ctx.progress(jobs, "denoise", total=len(jobs))):
         prompt = text.prompts[index]
         negative = None if text.negative is None else text.negative[index % len(text.negative)][None]
@@ -118,6 +121,16 @@ def _denoise(recipe: Any, ctx: RunContext, models: Models, text: _Text) -> list[
     return made
 
 
+def _step_size(recipe: Any, config: Any, vae_config: Any, text: _Text) -> tuple[Any, Size]:
+    """The transformer's config and what one denoising step gives it: with guidance each video twice."""
+    from core.sample import latent_shape  # noqa: PLC0415
+
+    video = recipe.video
+    (frames, _, height, width), _ = latent_shape(config, vae_config, video.height, video.width, video.frames)
+    batch = 2 if recipe.sampling.guidance_scale > 1.0 else 1
+    return config, Size(batch=batch, frames=frames, height=height, width=width, text_tokens=text.embeds.shape[1])
+
+
 def _sampling(recipe: Any) -> Any:
     from core.sample import Sampling  # noqa: PLC0415
 
@@ -131,8 +144,10 @@ def _sampling(recipe: Any) -> Any:
 class _StepClock:
     """Turns the sampler's step callbacks into recorded steps; the first of the run compiles."""
 
-    def __init__(self, ctx: RunContext):
+    def __init__(self, ctx: RunContext, config: Any, size: Size):
         self._ctx, self._index, self._last = ctx, 0, 0.0
+        self._flops = work.inference(ctx, flops_of_transformer(config, size))
+        self._tokens = size.batch * (size.text_tokens + size.video_tokens(config))
 
     def start(self) -> None:
         synchronize()
@@ -142,8 +157,8 @@ class _StepClock:
         synchronize()
         seconds = time.perf_counter() - self._last
         tags = ("compile",) if self._index == 0 else ()
-        extra = {"timestep": timestep, "latents": array_digest(latents.asnumpy())}
-        self._ctx.step(self._index, seconds, tags=tags, extra=extra)
+        extra = {"timestep": timestep, "latents": array_digest(latents.asnumpy()), **self._flops}
+        self._ctx.step(self._index, seconds, tags=tags, tokens=self._tokens, extra=extra)
         # Hashing is not part of the next step.
         self._index, self._last = self._index + 1, time.perf_counter()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.context import RunContext, synchronize
-from bench.tasks import train_setup
+from bench.tasks import train_setup, work
 from bench.tasks.models import Models
 from bench.tasks.train_state import TrainingState, batch_digest, check_same_run, essentials, find_checkpoint
 from core.data.prefetch import prefetch
@@ -150,6 +150,10 @@ class _Trainer:
         extra = {"data_seconds": times["waited"], "lr": times["lr"], "grad_norm": result.grad_norm}
         if self.recipe.video.buckets:
             extra["bucket"] = str(bucket)
+        extra |= work.training(
+            self.ctx, self.recipe, self.state.transformer.config, micro[0].latents.shape, micro[0].text.shape[1],
+            len(micro), self.state.lora,
+        )  # fmt: skip
         if self.state.loss_scale:
             extra |= {"loss_scale": self.state.loss_scale.value, "skipped": result.skipped}
             self.skipped = self.state.loss_scale.skipped

@@ -22,7 +22,7 @@ _FREE = frozenset(
     | {"model.text_encoder", "model.tokenizer", "model.scheduler", "model.lora", "data.csv", "data.text_embed_folder"}
     | {"data.video_embed_folder", "data.video_folder", "train.steps", "train.save_every", "train.keep_checkpoints"}
     | {"train.resume", "train.merge_lora", "train.log_every", "runtime.timeout_s", "runtime.repeats"}
-    | {"runtime.max_device_memory", "runtime.log_level"}
+    | {"runtime.max_device_memory", "runtime.log_level", "runtime.measure_peak"}
 )
 
 

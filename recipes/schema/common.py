@@ -78,6 +78,8 @@ class Runtime(Section):
     """Instruction set of oneDNN's convolutions on CPU; ``auto`` chooses what is known to work."""
     kernels: Literal["auto", "operators"] = "auto"
     """On CPU: ``auto`` compiles our kernels where a C++ compiler is found; ``operators`` does without (other bits)."""
+    measure_peak: bool = False
+    """After the work, measure the rate of matrix products on the model's shapes: the record then has MFU and HFU."""
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     """Least severe MindSpore message that is kept."""
 

@@ -28,7 +28,7 @@ class SweepFile(Section):
         None
     )
     """Dotted keys of the recipe and their values, for every row."""
-    axes: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1, **_AXES)]
+    axes: Annotated[dict[str, Any], Field(min_length=1, **_AXES)]
     """Dotted keys of the recipe, each with the values it takes; every combination is a cell."""
     repeats: Positive = 1
     """Process runs of each cell."""

@@ -71,6 +71,10 @@ def address_space(recipe: dict, ctx) -> None:
     bytearray(2**30)
 
 
+def takes_x_gib(recipe: dict, ctx) -> None:
+    ctx.note("bytes", len(bytearray(recipe["x"] * 2**30)))
+
+
 def backend_out_of_memory(recipe: dict, ctx) -> None:
     raise RuntimeError("Memory not enough: device 0 needs 40 GB")
 
@@ -139,7 +143,8 @@ def killed_unless_resumed(recipe: dict, ctx) -> None:
 
 ACTIONS = {f.__name__: f for f in (everything, exception, user_error, failed_rows, nan_loss, abort, address_space)}
 ACTIONS |= {f.__name__: f for f in (backend_out_of_memory, dies_with_memory_text, sleep, damaged_events, write_to)}
-ACTIONS |= {f.__name__: f for f in (read_from, from_file, steady, kill, killed_unless_resumed, peak_then_killed)}
+ACTIONS |= {f.__name__: f for f in (read_from, from_file, takes_x_gib, steady, kill, killed_unless_resumed)}
+ACTIONS |= {"peak_then_killed": peak_then_killed}
 ACTIONS |= {
     "nothing": lambda recipe, ctx: None,
     "sys_exit": lambda recipe, ctx: sys.exit(0),

@@ -221,7 +221,9 @@ def test_doctor_exit_codes(monkeypatch, capsys):
 
     for state, code in (("ok", 0), ("missing", 4)):
         monkeypatch.setattr(
-            bench.doctor, "examine", lambda s=state: [{"name": "mindspore", "state": s, "detail": "x", "remedy": ""}]
+            bench.doctor,
+            "examine",
+            lambda roofline, s=state: [{"name": "mindspore", "state": s, "detail": "x", "remedy": ""}],
         )
         assert cli.main(["doctor", "--json"]) == code
         assert json.loads(capsys.readouterr().out)["ok"] is (code == 0)
