@@ -72,7 +72,7 @@ _ASCEND_FILES = {
 }
 _CANN_FILES = ("latest/version.cfg", "latest/compiler/version.info", "cann/version.cfg")
 _CODE_FOLDERS = ("core", "recipes", "bench", "reports")
-_CODE_SUFFIXES = frozenset({".py", ".cpp", ".yaml", ".csv", ".html", ".css", ".js", ".j2", ".json"})
+_CODE_SUFFIXES = frozenset({".py", ".cpp", ".h", ".yaml", ".csv", ".html", ".css", ".js", ".j2", ".json"})
 
 
 def collect(variables: Mapping[str, str]) -> tuple[dict, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Builds ``kernels.cpp`` with the machine's C++ compiler, once, into the user's cache folder. Free of MindSpore."""
+"""Builds ``kernels*.cpp`` with the machine's C++ compiler, once, into the user's cache folder. Free of MindSpore."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from pathlib import Path
 
 from core.files import atomic_path
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "kernels_conv.cpp"))
+HEADER = Path(__file__).with_name("kernels.h")
 COMPILERS = ("g++", "c++", "clang++")
 # No fast-math and no contraction: results must not depend on the processor (see the source). The last two only let
 # comparisons become selects.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
-FLAGS += ("-shared", "-fPIC", "-pthread")
+FLAGS += ("-shared", "-fPIC", "-pthread", "-Wno-psabi")
 PATIENCE = 120.0  # seconds that the compiler may take
 
 _held: dict[Path, ctypes.CDLL] = {}  # keeps every library loaded: its threads must not lose their code
@@ -61,7 +62,7 @@ def _version(compiler: str) -> str:
 
 def _compile(compiler: str, target: Path) -> None:
     with atomic_path(target) as temporary:
-        command = [compiler, *FLAGS, "-o", str(temporary), str(SOURCE)]
+        command = [compiler, *FLAGS, "-o", str(temporary), *map(str, SOURCES)]
         subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
 
 
@@ -82,7 +83,7 @@ def library() -> Library:
         return Library(path=None, about=f"operators: no C++ compiler ({', '.join(COMPILERS)}) on this machine")
     try:
         version = _version(compiler)
-        source = hashlib.sha256(SOURCE.read_bytes()).hexdigest()
+        source = hashlib.sha256(b"".join(path.read_bytes() for path in (HEADER, *SOURCES))).hexdigest()
         key = hashlib.sha256("\n".join((source, *FLAGS, version, _processor())).encode()).hexdigest()
         path = cache_folder() / f"kernels-{key[:24]}.so"
         if not path.exists():

@@ -1,4 +1,4 @@
-"""The CPU side of ``core.ops`` with our own kernels (``kernels.cpp``) where they beat MindSpore's operators.
+"""The CPU side of ``core.ops`` with our own kernels (``kernels*.cpp``) where they beat MindSpore's operators.
 
 Everything else is ``core.ops_cpu``, and so is every call whose type is not fp32. The kernels are ``Custom`` primitives;
 their ``bprop`` belongs to the primitive and uses inputs only, so the bug that forbids Cells with a ``bprop``
@@ -19,7 +19,6 @@ from core.ops_cpu import (
     attention,
     attention_again,
     attention_keeping,
-    conv,
     group_norm,
     linear,
     repeat_nearest,
@@ -34,6 +33,9 @@ __all__ = [
 
 # Primitives of the library given to ``use``: the graph compiler resolves module globals.
 _library: Path | None = None
+_convolution: Any = None
+_image_gradient: Any = None
+_weight_gradient: Any = None
 _gelu: Any = None
 _gelu_gradient: Any = None
 _norm: Any = None
@@ -45,6 +47,7 @@ _rotate_gradient: Any = None
 def use(library: Path) -> None:
     """Makes the primitives of a built library, unless they are; called by ``ops.configure``."""
     global _library, _gelu, _gelu_gradient, _norm, _norm_gradient, _rotate, _rotate_gradient  # noqa: PLW0603  see above
+    global _convolution, _image_gradient, _weight_gradient  # noqa: PLW0603
     if library == _library:
         return
     _library = library
@@ -55,8 +58,18 @@ def use(library: Path) -> None:
     def first_and_affine(x, weight, *_):
         return x, weight, weight
 
-    def custom(name, infer, bprop=None):
-        return _ops.Custom(f"{library}:{name}", out_shape=infer, out_dtype=infer, func_type="aot", bprop=bprop)
+    def last(*values):
+        return values[-1]
+
+    def last_and_bias(*types):
+        return types[-1], types[-1]
+
+    def last_and_outputs(*shapes):
+        return shapes[-1], (shapes[-1][0],)
+
+    def custom(name, infer, bprop=None, shape=None):
+        shape = infer if shape is None else shape
+        return _ops.Custom(f"{library}:{name}", out_shape=shape, out_dtype=infer, func_type="aot", bprop=bprop)
 
     _gelu_gradient = custom("gelu_gradient", first)
     _gelu = custom("gelu", first, _gelu_bprop)
@@ -64,6 +77,9 @@ def use(library: Path) -> None:
     _norm = custom("layer_norm", first, _norm_bprop)
     _rotate_gradient = custom("rotate_gradient", first)
     _rotate = custom("rotate", first, _rotate_bprop)
+    _image_gradient = custom("convolution_image_gradient", last)
+    _weight_gradient = custom("convolution_weight_gradient", last_and_bias, shape=last_and_outputs)
+    _convolution = custom("convolution", first, _convolution_bprop, shape=_convolved)
 
 
 def _gelu_bprop(x, out, grad):
@@ -77,6 +93,34 @@ def _norm_bprop(x, weight, bias, eps, out, grad):
 
 def _rotate_bprop(x, cos, sin, out, grad):
     return _rotate_gradient(grad, cos, sin), _ops.zeros_like(cos), _ops.zeros_like(sin)
+
+
+def _convolved(x, weight, bias, geometry):
+    """The output's shape; the shape of ``geometry`` is stride and padding + 1 on three axes (``kernels_conv.cpp``)."""
+    space = len(x) - 2
+    sizes = zip(x[2:], weight[2:], geometry[3 - space : 3], geometry[6 - space :], strict=True)
+    return [x[0], weight[0], *((n + 2 * (pad - 1) - kernel) // stride + 1 for n, kernel, stride, pad in sizes)]
+
+
+def _convolution_bprop(x, weight, bias, geometry, out, grad):
+    dweight, dbias = _weight_gradient(x, grad, geometry, weight)
+    return _image_gradient(grad, weight, geometry, x), dweight, dbias, _ops.zeros_like(geometry)
+
+
+@_ops.constexpr
+def _geometry(space, stride, padding):
+    """A tensor of the shape that ``_convolved`` reads; a plane has one frame, stride 1 and no padding in time."""
+    stride = (stride,) * space if isinstance(stride, int) else stride
+    padding = (padding,) * space if isinstance(padding, int) else padding
+    shape = (*(1,) * (3 - space), *stride, *(1,) * (3 - space), *(p + 1 for p in padding))
+    return ms.Tensor(np.zeros(shape, np.float32))
+
+
+def conv(x, weight, bias, stride, padding):
+    if x.dtype != ms.float32 or weight.dtype != ms.float32:
+        return ops_cpu.conv(x, weight, bias, stride, padding)
+    bias = _constant(0.0, weight.shape[0]) if bias is None else bias
+    return _convolution(x, weight, bias, _geometry(len(x.shape) - 2, stride, padding))
 
 
 def gelu_tanh(x):
