@@ -40,7 +40,7 @@ def run(recipe: Any, ctx: RunContext) -> None:
         vae = models.vae("fp32")
         vae.compute_dtype = models.compute_dtype
         vae.set_grad()
-        vae.whole_blocks = True
+        vae.whole_sides = vae.whole_blocks = True
         _start(recipe.train, vae)
     clips = _clips(recipe, recipe.data, recipe.train.batch_size)
     held_out = _clips(recipe, recipe.validation, 1) if recipe.validation else None

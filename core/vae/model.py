@@ -38,9 +38,9 @@ class AutoencoderKLCogVideoX(Model):
         config: sizes, from ``vae/config.json``.
         dtype: type of the parameters and of the computation (norm statistics are fp32).
 
-    ``whole_sides`` compiles encoder and decoder as a whole while a clip is one chunk and no quant convolution is in the
-    way: for small models, where calling block after block costs more than what they compute. ``whole_blocks`` makes graph mode compile blocks as a whole and not their norms alone (``core.vae.blocks``): worth
-    its memory where gradients are taken.
+    ``whole_blocks`` makes graph mode compile blocks as a whole and not their norms alone (``core.vae.blocks``): worth
+    its memory where gradients are taken. ``whole_sides`` compiles encoder and decoder as a whole where a clip is one
+    chunk and no quant convolution follows: for small models, where calling blocks costs more than what they compute.
     """
 
     def __init__(self, config: VAEConfig, dtype: ms.Type = ms.float32):
