@@ -136,9 +136,17 @@ _VAE_TINY = replace(
     sample_height=64,
     sample_width=96,
 )
-# For moving shapes at 64x64: half the VAE's width (and 4 channels or more to a norm's group), more blocks.
-_VAE_WORLD = replace(_VAE_TINY, block_out_channels=(8, 16, 32, 32), norm_num_groups=2, sample_width=64)
-_TRANSFORMER_WORLD = replace(_TRANSFORMER_TINY_1_5, num_layers=6)
+# For moving shapes at 32x32: a VAE of three levels, so that 4x4 pixels are a latent (4 channels or more to a norm's
+# group: with fewer the norms hide colour).
+_VAE_WORLD = replace(
+    _VAE_TINY,
+    down_block_types=("CogVideoXDownBlock3D",) * 3,
+    up_block_types=("CogVideoXUpBlock3D",) * 3,
+    block_out_channels=(8, 16, 32),
+    norm_num_groups=2,
+    sample_height=32,
+    sample_width=32,
+)
 _T5_TINY = replace(_T5_XXL, vocab_size=512, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
 
 _NO_WEIGHTS = "invented size, no published weights"
@@ -217,11 +225,11 @@ PRESETS: dict[str, ModelPreset] = {
         note=f"1.5 architecture: {_NO_WEIGHTS}",
     ),
     "tiny-world": ModelPreset(
-        transformer=_TRANSFORMER_WORLD,
+        transformer=_TRANSFORMER_TINY_1_5,
         vae=_VAE_WORLD,
         text=_T5_TINY,
         scheduler=_SCHEDULER_5B,
         published=False,
-        note=f"1.5 architecture for 64x64 pixels: {_NO_WEIGHTS}",
+        note=f"1.5 architecture for 32x32 pixels: {_NO_WEIGHTS}",
     ),
 }

@@ -1,4 +1,7 @@
-"""``@stage/rest``: a path in the output folder of an earlier stage of the same pipeline."""
+"""``@stage/rest``: a path in the output folder of an earlier stage of the same pipeline.
+
+``@recipes/rest`` is a path in this package, wherever it is installed: the weights that come with the recipes.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from recipes.schema.common import PathMark
 from recipes.validate import section_class
 from recipes.yaml_source import Node
 
+PACKAGED = "recipes"
+_PACKAGE = Path(__file__).parent
 _REFERENCE = re.compile(r"@([A-Za-z][A-Za-z0-9_-]*)(?:/(.*))?", re.DOTALL)
 
 
@@ -56,7 +61,7 @@ def check_references(stage: Node, kind: str, earlier: list[str], names: list[str
         if match is None or ".." in (match[2] or "").split("/"):
             message = f"got '{node.value}', need @stage or @stage/path without '..'"
             problems.append(node.at.problem(node.path, message))
-        elif match[1] not in earlier:
+        elif match[1] not in (PACKAGED, *earlier):
             if match[1] in names:
                 why, hint = "this stage runs before it or is it itself; order the stages", ""
             else:
@@ -70,12 +75,12 @@ def stage_references(data: Mapping[str, Any]) -> set[str]:
     """Names of the stages that an effective stage refers to."""
     values = (_value(data, keys) for keys in path_keys(STAGE_KINDS[data["kind"]]))
     matches = (_REFERENCE.fullmatch(value) for value in values if isinstance(value, str))
-    return {match[1] for match in matches if match}
+    return {match[1] for match in matches if match} - {PACKAGED}
 
 
 def resolve_references(data: dict[str, Any], folders: Mapping[str, str | PathLike[str]]) -> dict[str, Any]:
     """An effective stage with ``@name/rest`` replaced by ``folders[name]/rest``; the argument is left as it is."""
-    result = data
+    result, folders = data, {PACKAGED: _PACKAGE, **folders}
     for keys in path_keys(STAGE_KINDS[data["kind"]]):
         value = _value(data, keys)
         if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):

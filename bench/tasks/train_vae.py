@@ -40,9 +40,8 @@ def run(recipe: Any, ctx: RunContext) -> None:
         vae = models.vae("fp32")
         vae.compute_dtype = models.compute_dtype
         vae.set_grad()
-        vae.whole_blocks = True
-        if recipe.train.initial_logvar is not None:
-            set_logvar(vae, recipe.train.initial_logvar)
+        vae.whole_sides = vae.whole_blocks = True
+        _start(recipe.train, vae)
     clips = _clips(recipe, recipe.data, recipe.train.batch_size)
     held_out = _clips(recipe, recipe.validation, 1) if recipe.validation else None
     _loop(recipe, ctx, clips, _train_step(recipe, vae))
@@ -55,13 +54,13 @@ def run(recipe: Any, ctx: RunContext) -> None:
     ctx.note("data", {"clips": len(clips), "kept_in_memory": clips.kept, "held_out": len(held_out) if held_out else 0})
 
 
-def set_logvar(vae: Any, value: float) -> None:
-    """Sets the half of the encoder's last bias that is the log variance of the latents, ``[latent_channels]``."""
-    last = "quant_conv" if vae.config.use_quant_conv else "encoder.conv_out.conv"
-    bias = next(p for p in vae.get_parameters() if p.name == f"{last}.bias")
-    array = bias.asnumpy().copy()
-    array[vae.config.latent_channels :] = value
-    vae.assign(bias.name, array)
+def _start(section: Any, vae: Any) -> None:
+    from core.train.vae_start import set_logvar, start_linear  # noqa: PLC0415
+
+    if section.initial_branch is not None:
+        start_linear(vae, section.initial_branch)
+    if section.initial_logvar is not None:
+        set_logvar(vae, section.initial_logvar)
 
 
 def _refuse_large(model: Any) -> None:

@@ -3,7 +3,8 @@
 A call into a graph costs the same for a bias as for a large matrix, so a call for each tensor is mostly overhead when
 tensors are small; one graph over all tensors takes long to compile for a large model and holds every new value beside
 every old one, which doubles the optimiser's memory. In between: tensors of equal signature are cut into bundles of at
-most ``MAX_TENSORS`` and ``MAX_BYTES``, all bundles of a signature have one size, and so one graph serves them all.
+most ``MAX_TENSORS`` and ``MAX_BYTES``, all bundles of a signature have one size, and so one graph serves them all. Only
+where all tensors together are small do they share a graph for each type and set of constants.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from core import ops
 
 MAX_TENSORS = 8
 MAX_BYTES = 2**25  # of one fp32 copy; a larger tensor is a bundle of its own
+SMALL_BYTES = 2**24  # of one fp32 copy of all tensors: so little is bundled whatever the shapes are
+SMALL_TENSORS = 32  # in such a bundle; MindSpore unrolls loops by recursion, and its depth is limited
 
 
 def bundles(signatures: Sequence[Hashable], sizes: Sequence[int]) -> list[list[int]]:
@@ -27,17 +30,26 @@ def bundles(signatures: Sequence[Hashable], sizes: Sequence[int]) -> list[list[i
     Where a count does not divide, the last bundle repeats its last index: another length would be another graph.
     ``sizes`` are elements.
     """
-    groups: dict[Hashable, list[int]] = {}
-    for index, signature in enumerate(signatures):
-        groups.setdefault(signature, []).append(index)
     result = []
-    for members in groups.values():
+    for members in groups_of(signatures):
         most = max(1, min(MAX_TENSORS, MAX_BYTES // max(1, 4 * sizes[members[0]])))
         count = math.ceil(len(members) / most)
         length = math.ceil(len(members) / count)
         padded = members + members[-1:] * (count * length - len(members))
         result += [padded[start : start + length] for start in range(0, len(padded), length)]
     return result
+
+
+def groups_of(signatures: Sequence[Hashable]) -> list[list[int]]:
+    """Indices of equal signatures together, in the order of their first."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, signature in enumerate(signatures):
+        groups.setdefault(signature, []).append(index)
+    return list(groups.values())
+
+
+def _cut(members: list[int]) -> list[list[int]]:
+    return [members[start : start + SMALL_TENSORS] for start in range(0, len(members), SMALL_TENSORS)]
 
 
 class ForEach:
@@ -62,7 +74,13 @@ class ForEach:
             (tuple(shape), kind, tuple(sorted(static.items(), key=lambda item: item[0])))
             for shape, kind, static in zip(shapes, types, statics, strict=True)
         ]
-        self.bundles = bundles(keys, [math.prod(shape) for shape in shapes])
+        sizes = [math.prod(shape) for shape in shapes]
+        small = 4 * sum(sizes) <= SMALL_BYTES
+        self.bundles = (
+            [part for whole in groups_of([key[1:] for key in keys]) for part in _cut(whole)]
+            if small
+            else bundles(keys, sizes)
+        )
         self.update = update
 
     def __call__(

@@ -29,7 +29,7 @@ class VAETrainStep:
 
     Args:
         vae: the autoencoder; all its parameters are trained.
-        optimizer: ``step(gradients, lr, factor)`` over the parameters.
+        optimizer: ``step(gradients, lr, factor)`` over ``vae.trainable_params()``.
         reconstruction, kl_weight: of ``vae_loss``.
         max_grad_norm: bound of the gradients' global norm, None for no clipping.
         seed: of the posterior's noise, one stream for each (step, sample).

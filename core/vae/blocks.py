@@ -98,6 +98,41 @@ def pointwise(p, x):
     return ops.conv3d(x, p["weight"], p["bias"], 1, (0, 0, 0))
 
 
+def resnets(p, name, count, x, z, *, groups, eps):
+    """``count`` residual blocks of the first chunk: no cache comes in, none is kept."""
+    for i in range(count):
+        x, _, _ = resnet(_inside(p, f"{name}.resnets.{i}"), x, z, None, None, groups=groups, eps=eps, whole=True)
+    return x
+
+
+def encoder(p, x, *, levels, layers, mid, temporal, groups, eps):
+    """The encoder over one chunk without a cache, as one function: ``[B, 3, T, H, W] -> [B, 2 C, t, h, w]``."""
+    x, _ = conv(_inside(p, "conv_in"), x, None)
+    for i in range(levels):
+        x = resnets(p, f"down_blocks.{i}", layers, x, None, groups=groups, eps=eps)
+        if i < levels - 1:
+            x = downsample(_inside(p, f"down_blocks.{i}.downsamplers.0"), x, compress_time=i < temporal)
+    x = resnets(p, "mid_block", mid, x, None, groups=groups, eps=eps)
+    x = norm_silu(_inside(p, "norm_out"), x, None, groups=groups, eps=SPATIAL_NORM_EPS)
+    x, _ = conv(_inside(p, "conv_out"), x, None)
+    return x
+
+
+def decoder(p, z, *, levels, layers, mid, temporal, groups, eps):
+    """The decoder over one chunk without a cache, as one function: ``[B, C, t, h, w] -> [B, 3, T, H, W]``."""
+    x, _ = conv(_inside(p, "conv_in"), z, None)
+    x = resnets(p, "mid_block", mid, x, z, groups=groups, eps=eps)
+    for i in range(levels):
+        x = resnets(p, f"up_blocks.{i}", layers + 1, x, z, groups=groups, eps=eps)
+        if i < levels - 1:
+            x = upsampler(_inside(p, f"up_blocks.{i}.upsamplers.0"), x, expand_time=i < temporal)
+    x = norm_silu(_inside(p, "norm_out"), x, z, groups=groups, eps=SPATIAL_NORM_EPS)
+    x, _ = conv(_inside(p, "conv_out"), x, None)
+    return x
+
+
+compiled_encoder = ops.compiled(encoder)
+compiled_decoder = ops.compiled(decoder)
 compiled_resnet = ops.compiled(resnet)
 compiled_conv = ops.compiled(conv)
 compiled_downsample = ops.compiled(downsample)

@@ -7,7 +7,7 @@ caller multiplies by ``config.scaling_factor`` before the transformer and divide
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mindspore as ms
 from mindspore import mint
@@ -39,13 +39,14 @@ class AutoencoderKLCogVideoX(Model):
         dtype: type of the parameters and of the computation (norm statistics are fp32).
 
     ``whole_blocks`` makes graph mode compile blocks as a whole and not their norms alone (``core.vae.blocks``): worth
-    its memory where gradients are taken.
+    its memory where gradients are taken. ``whole_sides`` compiles encoder and decoder as a whole where a clip is one
+    chunk and no quant convolution follows: for small models, where calling blocks costs more than what they compute.
     """
 
     def __init__(self, config: VAEConfig, dtype: ms.Type = ms.float32):
         super().__init__(parameter_table(config), dtype)
         self.config = config
-        self.whole_blocks = False
+        self.whole_blocks = self.whole_sides = False
         ratio = config.spatial_compression_ratio
         self._encoding = _Pass(self.encode_chunk, ratio, 1)
         self._decoding = _Pass(self.decode_chunk, 1, ratio)
@@ -60,6 +61,13 @@ class AutoencoderKLCogVideoX(Model):
             UserError: a shape that the VAE can't take.
         """
         return _mean_std(self._moments(video, tiling))
+
+    def _side(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "levels": len(config.block_out_channels), "layers": config.layers_per_block, "mid": MID_RESNETS,
+            "temporal": temporal_levels(config), "groups": config.norm_num_groups, "eps": config.norm_eps,
+        }  # fmt: skip
 
     def posterior(self, video: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         """``encode`` without tiles, with the logarithm of the variance (-30 to 20) in place of the deviation."""
@@ -103,6 +111,8 @@ class AutoencoderKLCogVideoX(Model):
     def encode_chunk(self, x: ms.Tensor, cache: Cache) -> tuple[ms.Tensor, Cache]:
         """One chunk of pixels -> ``(mean and log variance on one axis [B, 32, t, h, w], cache for the next chunk)``."""
         config, new = self.config, {}
+        if self.whole_sides and not cache and not config.use_quant_conv:
+            return blocks.compiled_encoder(self.block("encoder"), x.astype(self.compute_dtype), **self._side()), new
         x = self._causal("encoder.conv_in", x.astype(self.compute_dtype), cache, new)
         last = len(config.block_out_channels) - 1
         for i in range(last + 1):
@@ -119,6 +129,8 @@ class AutoencoderKLCogVideoX(Model):
         """One chunk of latents -> ``(pixels [B, 3, T, H, W], cache for the next chunk)``."""
         config, new = self.config, {}
         z = z.astype(self.compute_dtype)
+        if self.whole_sides and not cache and not config.use_post_quant_conv:
+            return blocks.compiled_decoder(self.block("decoder"), z, **self._side()), new
         if config.use_post_quant_conv:
             z = blocks.pointwise(self.block("post_quant_conv"), z)
         x = self._causal("decoder.conv_in", z, cache, new)

@@ -36,6 +36,9 @@ class VAETraining(Section):
     initial_logvar: Annotated[FiniteFloat, Field(ge=-30, le=20)] | None = None
     """Log variance that the encoder's last bias starts with: with -6 hardly any noise hides what is learnt first;
     null: as the weights have it (0, the prior's, for a preset)."""
+    initial_branch: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    """For a preset: start nearly linear, with the last convolution of each residual block times this (0.1 is good) and
+    the other convolutions keeping variance (docs/design/010); null: as the weights are."""
     max_grad_norm: Rate | None = 1.0
     """Gradients are scaled down to this global L2 norm; null: never."""
     log_every: Positive = 1

@@ -17,6 +17,7 @@ from core.data.manifest import read_manifest
 from core.data.video import VideoReader
 from core.errors import UserError
 from core.presets import PRESETS
+from core.train import vae_start
 from core.vae.model import AutoencoderKLCogVideoX
 from tests.bench.task_runs import run_task
 
@@ -101,7 +102,7 @@ def test_the_noise_of_the_latents_starts_where_the_recipe_says():
     video = ms.Tensor(np.random.default_rng(0).uniform(-1, 1, (1, 3, 1, 16, 16)).astype(np.float32))
     bias = next(p for p in vae.get_parameters() if p.name == "encoder.conv_out.conv.bias").asnumpy().copy()
     mean, logvar = (part.asnumpy() for part in vae.posterior(video))
-    train_vae.set_logvar(vae, -6.0)
+    vae_start.set_logvar(vae, -6.0)
     same, lower = (part.asnumpy() for part in vae.posterior(video))
     np.testing.assert_array_equal(same, mean)
     moved = (-6.0 - bias[len(bias) // 2 :]).reshape(1, -1, 1, 1, 1)

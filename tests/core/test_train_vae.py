@@ -16,6 +16,7 @@ from core.optim.adamw import AdamW
 from core.presets import PRESETS
 from core.train.vae_data import PixelClips
 from core.train.vae_loss import Reconstruction, vae_loss
+from core.train.vae_start import start_linear
 from core.train.vae_step import VAETrainStep
 from core.vae.model import AutoencoderKLCogVideoX
 
@@ -147,3 +148,39 @@ def test_longer_clips_are_cut_at_places_that_differ(folder):
 def test_a_clip_that_is_too_short_is_named_with_its_row(folder):
     with pytest.raises(UserError, match=r"video_caption\.csv:\d+ \(row \d\): .* has 7 frames, need 9; lower"):
         _clips(folder, frames=9).batch(0, [0])
+
+
+def test_a_linear_start_keeps_colour_and_quiets_the_branches():
+    vae = _vae()
+    names = {p.name: p.asnumpy().copy() for p in vae.get_parameters()}
+    start_linear(vae, 0.1)
+    after = {p.name: p.asnumpy() for p in vae.get_parameters()}
+    block = "decoder.mid_block.resnets.0"
+    np.testing.assert_allclose(
+        after[f"{block}.conv2.conv.weight"], 0.1 * names[f"{block}.conv2.conv.weight"], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        after[f"{block}.conv1.conv.weight"], 3**0.5 * names[f"{block}.conv1.conv.weight"], rtol=1e-6
+    )
+    assert (after[f"{block}.norm1.conv_y.conv.bias"] == 1).all()
+    assert (after[f"{block}.norm1.conv_b.conv.bias"] == 0).all()
+    assert (after[f"{block}.norm1.norm_layer.weight"] == 1).all()
+    assert (after["encoder.down_blocks.0.resnets.0.norm1.weight"] == 1).all()
+
+
+def test_sides_compiled_as_a_whole_give_the_values_and_gradients_of_blocks():
+    ops.configure(mode="graph")
+    vae, video = _vae(), _video()
+    noise = np.random.default_rng(1).standard_normal((1, 2, 3, 2, 2)).astype(np.float32)
+
+    def measured():
+        step = _step(vae)
+        (loss, *_), gradients = step.gradients(ms.Tensor(video), ms.Tensor(noise))
+        return float(loss), [g.asnumpy() for g in gradients]
+
+    loss, expected = measured()
+    vae.whole_sides = True
+    whole, found = measured()
+    assert abs(whole - loss) <= 1e-6 * abs(loss)
+    for got, need in zip(found, expected, strict=True):
+        assert np.linalg.norm(got - need) <= 1e-5 * np.linalg.norm(need)

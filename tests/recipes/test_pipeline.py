@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import recipes
 from recipes.load import from_dict
 from recipes.pipeline import expand_stages, skipped_stages
 from recipes.references import resolve_references
@@ -94,6 +95,14 @@ def test_a_stage_that_nobody_uses_is_skipped_with_all_that_only_it_uses(tmp_path
     assert [name for name, _ in expand_stages(loaded.data)] == ["video", "generate"]
     chain = PIPELINE.replace("    video: {max_frames: 17}\n", "    video: {max_frames: 17}\n    only_if_used: true\n")
     assert skipped_stages(load_text(tmp_path, chain).data) == ["clips", "video"]
+
+
+def test_a_reference_to_the_recipes_is_a_path_in_this_package(tmp_path: Path) -> None:
+    loaded = load_text(tmp_path, PIPELINE, "stages.generate.model.path='@recipes/tiny/x'")
+    stages = dict(expand_stages(loaded.data))
+    resolved = resolve_references(stages["generate"], {})
+    assert resolved["model"]["path"] == str(Path(recipes.__file__).parent / "tiny" / "x")
+    assert stages["generate"]["model"]["path"] == "@recipes/tiny/x"
 
 
 def test_references_become_paths_and_nothing_else_does(tmp_path: Path) -> None:

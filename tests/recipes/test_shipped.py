@@ -41,7 +41,9 @@ def test_recipes_have_different_names_and_digests() -> None:
 
 def test_quickstart_takes_own_clips() -> None:
     loaded = load_recipe(FOLDER / "quickstart.yaml")
-    assert [name for name, _ in expand_stages(loaded.data)] == ["clips", "model", "text", "video", "train", "generate"]
+    assert [name for name, _ in expand_stages(loaded.data)] == [
+        "clips", "before", "text", "video", "train", "generate", "judge-before", "judge-after"
+    ]  # fmt: skip
     own = ["common.data.csv=my/a.csv", "common.data.video_folder=my", "stages.train.train.steps=2"]
     loaded = load_recipe(FOLDER / "quickstart.yaml", own)
     assert skipped_stages(loaded.data) == ["clips"]
