@@ -50,7 +50,7 @@ def largest(values: Sequence[int], start: int, fits: Callable[[int], bool]) -> F
     ``fits`` must hold up to some value and not beyond it. ``start``: index to begin at.
     """
     low, high = -1, len(values)  # values[low] fits, values[high] does not
-    index, step = start, 1
+    index, step = start, max(1, start // 2)
     while low < index < high:
         if fits(values[index]):
             low, index = index, min(index + step, len(values) - 1)

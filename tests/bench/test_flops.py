@@ -76,7 +76,7 @@ def noise(*shape: int) -> Any:
     return ms.Tensor(np.random.default_rng(0).standard_normal(shape, np.float32))
 
 
-def run_transformer(config, size, mode="none", every=1, gradient=False):
+def run_transformer(config, size, mode: flops.Recompute = "none", every=1, gradient=False):
     model = CogVideoXTransformer3DModel(config).initialize(0)
     model.recompute(mode, every)
     inputs = (
@@ -220,7 +220,7 @@ def test_a_counted_vae(tiling, monkeypatch):
 
 
 def test_tiles_cost_their_overlaps():
-    size = {"batch": 1, "frames": 9, "height": 16, "width": 24}
+    size: dict[str, Any] = {"batch": 1, "frames": 9, "height": 16, "width": 24}
     tiled = vae_encode(
         VAE, **size, tiling=TilingConfig(tile_height=16, tile_width=16, overlap_height=0, overlap_width=0.5)
     )

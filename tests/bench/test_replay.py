@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,14 +145,22 @@ def test_the_environment_is_explained_causes_first():
     assert found[2] == {"key": "packages.mindspore", "recorded": "2.10.0", "replayed": "2.9.0"}
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    """A finished run, made once; its recipe names the file that decides what a run computes by a relative path."""
+    folder = tmp_path_factory.mktemp("original")
+    with contextlib.chdir(folder):
+        Path("values.json").write_text(json.dumps(VALUES))
+        job = jobs.job(folder, "from_file", values="values.json", output={"folder": None}, runtime={})
+        assert run_job(job).status == "ok"
+    return job.run_dir
+
+
 @pytest.fixture
-def ran(tmp_path) -> tuple[Path, Path]:
-    """The folder of a finished run, and the file that decides what a second run computes."""
-    values = tmp_path / "values.json"
-    values.write_text(json.dumps(VALUES))
-    job = jobs.job(tmp_path, "from_file", values=str(values), output={"folder": None}, runtime={})
-    assert run_job(job).status == "ok"
-    return job.run_dir, values
+def ran(original, tmp_path) -> tuple[Path, Path]:
+    """A copy of the run in the current folder, and the file for a second run."""
+    (tmp_path / "values.json").write_text(json.dumps(VALUES))
+    return Path(shutil.copytree(original, tmp_path / "run")), tmp_path / "values.json"
 
 
 def replayed(run: Path, out: str = "replay") -> tuple[int, dict[str, Any], str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,11 +87,18 @@ def test_each_ending_is_a_row_and_the_next_session_makes_none_again(tmp_path, mo
         swept(sweep, tmp_path / "out", retry_failed=True)
 
 
+@pytest.fixture(scope="module")
+def one_row(tmp_path_factory) -> Path:
+    """The folder of a sweep of one row, made once."""
+    folder = tmp_path_factory.mktemp("sweep") / "out"
+    assert swept(sweep_of({"1": "everything"}), folder)[0] == 0
+    return folder
+
+
 @pytest.mark.parametrize("changed", ["recipe_digest", "code", "environment", "repeat", "notes", "file name"])
-def test_a_row_is_known_by_what_it_is(tmp_path, monkeypatch, changed):
+def test_a_row_is_known_by_what_it_is(one_row, tmp_path, monkeypatch, changed):
     """Another recipe, code, machine, repeat or cap is another row; where the record lies does not matter."""
-    sweep, out = sweep_of({"1": "everything"}), tmp_path / "out"
-    assert swept(sweep, out)[0] == 0
+    sweep, out = sweep_of({"1": "everything"}), Path(shutil.copytree(one_row, tmp_path / "out"))
     (folder,) = [path for path in out.iterdir() if path.is_dir()]
     record = json.loads((folder / "record.json").read_text())
     edits: dict[str, Any] = {

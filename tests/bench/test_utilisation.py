@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bench import cli, doctor
-from bench.flops import Product
+from bench.flops import Kind, Product
 from bench.record_parts import Step
 from bench.roofline import measure, shapes_of
 from bench.utilisation import metrics_of
@@ -55,7 +55,7 @@ def test_a_run_of_compiling_steps_has_no_rate_and_one_without_flops_no_metric():
 
 
 def test_the_shapes_with_the_most_work_are_measured():
-    def product(rows, inner, columns, times=1, kind="linear"):
+    def product(rows, inner, columns, times=1, kind: Kind = "linear"):
         return Product(name="x", kind=kind, rows=rows, inner=inner, columns=columns, times=times)
 
     products = [product(10, 10, 10), product(5, 5, 5, 100), product(10, 10, 10, 3), product(99, 99, 99, 9, "attention")]
