@@ -61,6 +61,10 @@ def build_parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", _run, "run a recipe and write records")
     _recipe(run)
     run.add_argument("--repeats", type=_positive, metavar="N", help="process runs, each in a fresh process (recipe: 1)")
+    run.add_argument("--workers", type=_positive, metavar="N", help="processes over all nodes, one a card (recipe: 1)")
+    run.add_argument("--nodes", type=_positive, metavar="N", help="machines; the same command on each (default: 1)")
+    run.add_argument("--node-rank", type=int, metavar="I", help="which machine this is, from 0 (with --nodes)")
+    run.add_argument("--master", metavar="HOST:PORT", help="where node 0 listens (with --nodes)")
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: a new one below runs/)")
     run.add_argument(
         "--resume", action="store_true", help="go on with the recipe's interrupted run, in its folder (kind train)"
@@ -137,7 +141,8 @@ def _run(args: argparse.Namespace) -> int:
     from bench.run_command import run_command  # noqa: PLC0415
 
     command = ("cogbench", "run", str(args.recipe), *(part for s in args.set for part in ("--set", s)))
-    options = {"--repeats": args.repeats, "--out": args.out}
+    options = {"--repeats": args.repeats, "--out": args.out, "--workers": args.workers, "--nodes": args.nodes}
+    options |= {"--node-rank": args.node_rank, "--master": args.master}
     command += tuple(part for name, value in options.items() if value is not None for part in (name, str(value)))
     flags = {"--require-steady": args.require_steady, "--resume": args.resume}
     command += tuple(name for name, given in flags.items() if given)

@@ -15,6 +15,7 @@ import numpy as np
 
 from bench.events import EventLog
 from bench.memory import process_hwm_bytes
+from bench.rank import Rank
 
 _already: list[bool] = []
 
@@ -26,14 +27,27 @@ class RunContext:
         recipe: the validated recipe.
         out: the output folder, already created.
         seed: the recipe's seed.
+        rank: which process of how many this is.
         failures: number of inputs reported with ``row_failed``.
     """
 
-    def __init__(self, recipe: Any, out: Path, seed: int, events: EventLog, terminal: TextIO | None = None):
-        self.recipe, self.out, self.seed = recipe, out, seed
+    def __init__(
+        self,
+        recipe: Any,
+        out: Path,
+        seed: int,
+        events: EventLog,
+        terminal: TextIO | None = None,
+        rank: Rank | None = None,
+    ):
+        self.recipe, self.out, self.seed, self.rank = recipe, out, seed, rank or Rank()
         self.failures = 0
         self._events, self._terminal = events, terminal
         self._open_stages: list[str] = []
+
+    def mine(self, items: Sequence) -> Sequence:
+        """The items that this rank works on: every ``rank.of``-th, so that neighbours (often alike) are spread."""
+        return items[self.rank.index :: self.rank.of]
 
     @contextmanager
     def stage(self, name: str, *, items: int | None = None, frames: int | None = None) -> Iterator[None]:

@@ -41,3 +41,8 @@ def read_events(path: Path) -> tuple[list[dict], bool]:
         else:
             damaged = True
     return events, damaged
+
+
+def last(events: list[dict], kind: str) -> dict | None:
+    """The last event of a type, None when there is none."""
+    return next((e for e in reversed(events) if e["type"] == kind), None)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import record as records
+from bench.cluster import FOLDER, LAUNCHER_LOG
 from bench.events import FILE_NAME as EVENTS
 from core.errors import UserError
 
-_LEFT_BEHIND = (records.FILE_NAME, EVENTS, "log.txt", "job.json")
+_LEFT_BEHIND = (records.FILE_NAME, EVENTS, LAUNCHER_LOG, FOLDER, "job.json")
 
 
 def with_resume(data: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""Follows the ranks of one machine while ``msrun`` runs them: which ended, when, and when to end the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.cluster import rank_events
+from bench.events import read_events
+
+_LOOK_SECONDS = 0.25
+# msrun ends the other ranks about a second after one failed, then waits for its scheduler, which gives up after half
+# a minute. Nobody has to wait so long.
+_AFTER_FAILURE_SECONDS = 4.0
+_AFTER_SUCCESS_SECONDS = 10.0
+
+
+class RankWatch:
+    """A ``bench.process.Watch`` over the ranks ``local`` of the job in ``run_dir``.
+
+    Attributes:
+        gone: rank -> when (``time.time``) its process was first seen to have ended.
+    """
+
+    def __init__(self, run_dir: Path, local: Sequence[int]):
+        self._run_dir, self._local = run_dir, local
+        self._below: dict[int, Any] = {}
+        self._processes: dict[int, Any] = {}
+        self._next = 0.0
+        self.gone: dict[int, float] = {}
+
+    def below(self) -> list[Any]:
+        """Every process seen below msrun."""
+        return list(self._below.values())
+
+    def look(self, pid: int) -> bool:
+        """True when a rank failed, or all ended well, and msrun had its time to see it."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + _LOOK_SECONDS
+        self._see_processes(pid)
+        ends = {rank: self._end(rank) for rank in self._local}
+        failed = [rank for rank in self._local if _failed(ends[rank], rank in self.gone)]
+        if failed:
+            first = min(self.gone.get(rank) or ends[rank]["at"] for rank in failed)
+            return time.time() - first > _AFTER_FAILURE_SECONDS
+        if len(self.gone) == len(self._local):
+            return time.time() - max(self.gone.values()) > _AFTER_SUCCESS_SECONDS
+        return False
+
+    def _see_processes(self, pid: int) -> None:
+        import psutil  # noqa: PLC0415 - keeps start-up of the command short
+
+        try:
+            for process in psutil.Process(pid).children(recursive=True):
+                self._below.setdefault(process.pid, process)
+        except psutil.Error:
+            pass
+        for rank in self._local:
+            if rank not in self._processes and (started := self._event(rank, "process")):
+                self._processes[rank] = self._below.get(started["pid"])
+            process = self._processes.get(rank)
+            if process is not None and rank not in self.gone and not _alive(process):
+                self.gone[rank] = time.time()
+
+    def _event(self, rank: int, kind: str) -> dict | None:
+        events, _ = read_events(rank_events(self._run_dir, rank))
+        return next((event for event in events if event["type"] == kind), None)
+
+    def _end(self, rank: int) -> dict | None:
+        return self._event(rank, "end")
+
+
+def _failed(end: dict | None, gone: bool) -> bool:
+    return gone if end is None else end["status"] != "ok"
+
+
+def _alive(process: Any) -> bool:
+    import psutil  # noqa: PLC0415
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
