@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         events = EventLog(folder / FILE_NAME)
     status, reason, code = _attempt(job, events)
     events.write("memory", hwm=process_hwm_bytes(), device=_device_peaks())
-    events.write("end", status=status, reason=reason, at=time.time())
+    events.write("end", status=status, reason=reason, code=code, at=time.time())
     return code
 
 
