@@ -21,7 +21,7 @@ from bench import rank as ranks
 from bench.cluster import rank_events
 from bench.codes import FAILED, PASS, USAGE
 from bench.context import RunContext
-from bench.events import FILE_NAME, EventLog
+from bench.events import FILE_NAME, EventLog, inputs_failed
 from bench.lifeline import PARENT, end_with_parent
 from bench.memory import OOM_TEXT, device_peaks, process_hwm_bytes
 from bench.tasks import task_for
@@ -45,9 +45,12 @@ def main(arguments: list[str]) -> int:
         events.write("process", rank=number, pid=os.getpid(), host=socket.gethostname())
     else:
         events = EventLog(folder / FILE_NAME)
-    status, reason, code = _attempt(job, events)
+    status, reason, code, rows = _attempt(job, events)
+    if rows and workers > 1:
+        # msrun ends all ranks when one exits with another code, but the others have rows to work on.
+        code = PASS
     events.write("memory", hwm=process_hwm_bytes(), device=_device_peaks())
-    events.write("end", status=status, reason=reason, code=code, at=time.time())
+    events.write("end", status=status, reason=reason, code=code, rows_failed=rows, at=time.time())
     return code
 
 
@@ -63,8 +66,8 @@ def _schedule(job: dict) -> int:
     return PASS
 
 
-def _attempt(job: dict, events: EventLog) -> tuple[str, str | None, int]:
-    """Status, reason and exit code of the task."""
+def _attempt(job: dict, events: EventLog) -> tuple[str, str | None, int, int]:
+    """Status, reason and exit code of the task, and how many inputs failed where nothing else did."""
     try:
         failures = _run(job, events)
     except UserError as error:
@@ -79,15 +82,15 @@ def _attempt(job: dict, events: EventLog) -> tuple[str, str | None, int]:
         traceback.print_exc()
         text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
         out_of_memory = isinstance(error, MemoryError) or OOM_TEXT.search(text)
-        return "oom" if out_of_memory else "failed", text.splitlines()[0], FAILED
+        return "oom" if out_of_memory else "failed", text.splitlines()[0], FAILED, 0
     if failures:
-        return "failed", f"{failures} input{'s' if failures > 1 else ''} could not be processed (see failures)", FAILED
-    return "ok", None, PASS
+        return "failed", inputs_failed(failures), FAILED, failures
+    return "ok", None, PASS, 0
 
 
-def _say(status: str, reason: str, code: int = FAILED) -> tuple[str, str, int]:
+def _say(status: str, reason: str, code: int = FAILED) -> tuple[str, str, int, int]:
     print(f"error: {reason}", file=sys.stderr, flush=True)
-    return status, reason, code
+    return status, reason, code, 0
 
 
 def _run(job: dict, events: EventLog) -> int:

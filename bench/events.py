@@ -46,3 +46,8 @@ def read_events(path: Path) -> tuple[list[dict], bool]:
 def last(events: list[dict], kind: str) -> dict | None:
     """The last event of a type, None when there is none."""
     return next((e for e in reversed(events) if e["type"] == kind), None)
+
+
+def inputs_failed(count: int) -> str:
+    """The reason of a run that did all its work but for some inputs."""
+    return f"{count} input{'s' if count > 1 else ''} could not be processed (see failures)"

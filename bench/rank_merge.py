@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from bench.cluster import FOLDER, LAUNCHER_LOG, rank_events, rank_log
-from bench.events import last, read_events
+from bench.events import inputs_failed, last, read_events
 from bench.memory import OOM_TEXT
 from bench.process import Ended
 from bench.record_parts import RankEnd
@@ -46,7 +46,8 @@ class RankRun:
     def failed_at(self) -> float | None:
         """When it failed (time.time); None if it ended well or was never seen to end."""
         if self.end is not None:
-            return None if self.end["status"] == "ok" else self.end.get("at", self.gone)
+            fine = self.end["status"] == "ok" or self.end.get("rows_failed")
+            return None if fine else self.end.get("at", self.gone)
         return self.gone
 
     def seconds(self) -> list[float]:
@@ -97,6 +98,8 @@ def classify_ranks(ended: Ended, ranks: Sequence[RankRun], log: Path) -> tuple[s
     if ended.exit_code != 0 and not ended.stopped:
         how = f"killed by {ended.signal}" if ended.signal else f"exit code {ended.exit_code}"
         return "failed", f"all ranks ended well, but msrun did not: {how}; see {FOLDER}/scheduler.log", None
+    if bad_rows := sum(event["type"] == "failure" for event in merged_events(ranks)):
+        return "failed", inputs_failed(bad_rows), None
     return "ok", None, None
 
 

@@ -75,7 +75,7 @@ class RankWatch:
 
 
 def _failed(end: dict | None, gone: bool) -> bool:
-    return gone if end is None else end["status"] != "ok"
+    return gone if end is None else end["status"] != "ok" and not end.get("rows_failed")
 
 
 def _alive(process: Any) -> bool:

@@ -157,3 +157,14 @@ def test_ranks_that_differ_are_named_with_what_differs():
     refuse_differences([one, one | {"host": "h1"}])
     with pytest.raises(UserError, match=r"rank 1 \(h1\) has code commit dddddddddddd, rank 0 \(h0\) has bbbbbbbbbbbb"):
         refuse_differences([one, one | {"code commit": "d" * 40, "host": "h1"}])
+
+
+def test_bad_inputs_of_one_rank_fail_the_run_but_blame_nobody():
+    def failure(row):
+        return {"type": "failure", "row": row, "item": f"{row}.mp4", "message": "damaged"}
+
+    last_word = end("failed", "1 input could not be processed") | {"rows_failed": 1}
+    ranks = [RankRun(0, [failure(1), end()], False, gone=2.0), RankRun(1, [failure(1), failure(2), last_word], False)]
+    ranks[1].gone = 1.0
+    expected = ("failed", "2 inputs could not be processed (see failures)", None)
+    assert classify_ranks(ended(exit_code=0), ranks, _NOWHERE) == expected

@@ -85,8 +85,11 @@ def test_a_rank_that_hangs_is_named_when_time_is_up_and_leaves_nothing(tmp_path)
 
 
 def test_inputs_that_failed_on_any_rank_are_in_the_record(tmp_path):
-    record = run_job(ranks_job(tmp_path, bad_rows=3, steps=1))
-    assert record.status == "failed"
+    """The rank that has them ends first; the other still gets to the end of its own."""
+    record = run_job(ranks_job(tmp_path, bad_rows=3, steps=20, step_seconds=0.02, at_rank=1, slowdown=20))
+    assert (record.status, record.reason) == ("failed", "3 inputs could not be processed (see failures)")
+    assert [row.steps for row in record.ranks] == [20, 20]
+    assert (record.failing_rank, exit_code_of(record)) == (None, 4)
     assert sorted(failure.item for failure in record.failures) == ["vid0.mp4", "vid1.mp4", "vid2.mp4"]
 
 

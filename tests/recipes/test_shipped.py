@@ -105,6 +105,21 @@ def test_unsupported_names_all_that_this_version_can_not_run() -> None:
     ]
 
 
+def test_rows_are_dealt_to_several_processes_but_a_model_is_made_by_one() -> None:
+    assert unsupported(load_recipe(FOLDER / "ascend910/encode_video_8p.yaml").recipe) == []
+    recipe = load_recipe(FOLDER / "tiny/make_model.yaml", ["runtime.workers=2"]).recipe
+    assert unsupported(recipe) == ["runtime.workers: got 2, kind make-model runs 1 process in this version"]
+
+
+@pytest.mark.parametrize(("name", "shards"), [("sp8", 8), ("sp4_dp2", 4), ("sp2_dp4", 2), ("dp8", 1)])
+def test_the_layouts_of_eight_cards_differ_from_the_original_in_nothing_else(name: str, shards: int) -> None:
+    base, layout = (values(f"ascend910/sft_768x1360x77_8p{suffix}.yaml") for suffix in ("", f"_{name}"))
+    assert layout["parallel.sequence_parallel"] == shards
+    assert layout["parallel.zero_stage"] == 3
+    changed = {key for key in base if base[key] != layout[key]}
+    assert changed <= {"name", "description", "parallel.sequence_parallel", "parallel.zero_stage"}
+
+
 def test_unsupported_names_the_stage() -> None:
     recipe = load_recipe(FOLDER / "quickstart.yaml", ["stages.train.parallel.zero_stage=1"]).recipe
     assert unsupported(recipe) == ["stages.train.parallel.zero_stage: got 1, this version supports 0"]
