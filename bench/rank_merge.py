@@ -92,15 +92,20 @@ def classify_ranks(ended: Ended, ranks: Sequence[RankRun], log: Path) -> tuple[s
     if blamed is not None:
         status, reason = _how(blamed, ended, log)
         return status, f"rank {blamed.rank}: {reason}", blamed
-    if silent := [run.rank for run in ranks if run.end is None]:
-        how = f"killed by {ended.signal}" if ended.signal else f"exit code {ended.exit_code}"
-        return "failed", f"msrun ended ({how}) before rank {silent[0]} did; see {FOLDER}/scheduler.log", None
-    if ended.exit_code != 0 and not ended.stopped:
-        how = f"killed by {ended.signal}" if ended.signal else f"exit code {ended.exit_code}"
-        return "failed", f"all ranks ended well, but msrun did not: {how}; see {FOLDER}/scheduler.log", None
+    if problem := _launcher_problem(ended, ranks):
+        return "failed", problem, None
     if bad_rows := sum(event["type"] == "failure" for event in merged_events(ranks)):
         return "failed", inputs_failed(bad_rows), None
     return "ok", None, None
+
+
+def _launcher_problem(ended: Ended, ranks: Sequence[RankRun]) -> str | None:
+    how = f"killed by {ended.signal}" if ended.signal else f"exit code {ended.exit_code}"
+    if silent := [run.rank for run in ranks if run.end is None]:
+        return f"msrun ended ({how}) before rank {silent[0]} did; see {FOLDER}/scheduler.log"
+    if ended.exit_code != 0 and not ended.stopped:
+        return f"all ranks ended well, but msrun did not: {how}; see {FOLDER}/scheduler.log"
+    return None
 
 
 def _how(run: RankRun, ended: Ended, log: Path) -> tuple[str, str]:

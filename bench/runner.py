@@ -128,9 +128,9 @@ def _record_of(job: Job, ended: Ended, left: Left, facts: dict[str, Any], reason
 def _how_it_ended(ended: Ended, left: Left) -> tuple[int | None, str | None]:
     """Exit code and signal: those of the rank to blame, since msrun's own are the same whatever happened."""
     if left.failing_rank is None:
-        if not left.ranks:
+        if not left.ranks or ended.signal:
             return ended.exit_code, ended.signal
-        return (PASS if left.status == "ok" else ended.exit_code or FAILED), ended.signal
+        return (PASS if left.status == "ok" else ended.exit_code or FAILED), None
     blamed = next(row for row in left.ranks if row.rank == left.failing_rank)
     return blamed.exit_code, blamed.signal
 
