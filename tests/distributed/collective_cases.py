@@ -51,17 +51,19 @@ def expected_gradient(kind: str, ranks: int) -> list[np.ndarray]:
     return [np.concatenate([blocks[j][rank] for j in range(ranks)]) for rank in range(ranks)]
 
 
-def _losses(group: Group, kind: str, w: ms.Tensor) -> dict[str, Any]:
-    """Functions ``(p, x)`` of one use and of two uses of a cell; closures, as the graph compiler wants them."""
+def _losses(group: Group, kind: str) -> dict[str, Any]:
+    """Functions ``(p, x, w)`` of one use and of two uses of a cell; closures, as the graph compiler wants them."""
     cell, size = group.cells[kind], group.size
 
-    def run(x):
-        return cell(x.reshape(size, 2, 3)).reshape(x.shape) if kind == "all_to_all" else cell(x)
+    def exchanged(x):
+        return cell(x.reshape(size, 2, 3)).reshape(size * 2, 3)
 
-    def once(p, x):
+    run = exchanged if kind == "all_to_all" else cell
+
+    def once(p, x, w):
         return (run(x) * w).sum()
 
-    def twice(p, x):
+    def twice(p, x, w):
         return (run(x) * w).sum() + (run(x * x) * (w + w)).sum()
 
     return {"once": once, "twice": twice}
@@ -77,10 +79,10 @@ def case_collectives() -> dict[str, Any]:
         w = ms.Tensor(weights(rank, expected(kind, group.size)[rank].shape))
         for mode in ("pynative", "graph"):
             ops.configure(mode=mode)
-            for name, fn in _losses(group, kind, w).items():
+            for name, fn in _losses(group, kind).items():
                 compiled = ops.compiled(fn)
-                value = compiled({}, x)
-                gradient = ms.grad(lambda x, compiled=compiled: compiled({}, x))(x)
+                value = compiled({}, x, w)
+                gradient = ms.grad(lambda x, w, compiled=compiled: compiled({}, x, w))(x, w)
                 found[f"{kind}/{mode}/{name}"] = gradient.asnumpy()
                 found[f"{kind}/{mode}/{name}/loss"] = value.asnumpy()
     ops.configure()
