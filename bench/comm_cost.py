@@ -4,12 +4,13 @@ Bytes are those that a rank sends in the least any algorithm needs (``core.paral
 are compared with these formulas by ``tests/distributed``. Arithmetic only, no MindSpore.
 
 Letters: n ranks that share a sample, p ranks in all, B samples a rank, N heads, K head size, D = N K, L text and V
-video tokens, l = ceil(L / n), v = ceil(V / n), S = L + V; P parameters.
+video tokens, l = ceil(L / n), v = ceil(V / n), S = L + V.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,7 +81,7 @@ def ulysses_bytes(
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroBytes:
-    """Sent by one rank for gradients and parameters in a step of one micro-batch."""
+    """Sent by one rank for gradients and parameters in a step."""
 
     gradients: int
     parameters: int
@@ -91,21 +92,51 @@ class ZeroBytes:
         return self.gradients + self.parameters
 
 
-def zero_bytes(
-    parameters: int, ranks: int, stage: int, *, gradient_size: int = 4, parameter_size: int = 2, gathers: int = 2
-) -> ZeroBytes:
-    """Bytes of ZeRO over ``ranks``, for ``parameters`` that ``ranks`` divides (padding is not counted).
+def _padded(shape: tuple[int, ...], ranks: int) -> int:
+    """Elements of a tensor whose rows (the first dimension, leading ones dropped) are filled up for ``ranks``."""
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
+    rows, *rest = shape or (1,)
+    return share(rows, ranks) * ranks * math.prod(rest)
 
-    Stage 0 all-reduces the gradients. Stages 1 and 2 reduce-scatter them and all-gather the parameters after the
-    update. Stage 3 gathers the parameters where they are used, ``gathers`` times: forward and backward.
+
+def zero_bytes(
+    shapes: Mapping[str, tuple[int, ...]],
+    ranks: int,
+    stage: int,
+    *,
+    recompute: Recompute = "none",
+    every: int = 1,
+    stored_size: int = 4,
+    computed_size: int = 2,
+    micro_batches: int = 1,
+) -> ZeroBytes:
+    """Bytes of ``core.parallel.zero`` over ``ranks`` for parameters of these names and shapes; fp32 gradients.
+
+    Stage 0 all-reduces the gradients once a step. Stage 1 reduce-scatters them once, stages 2 and 3 once a
+    micro-batch. Stages 1 and 2 gather the updated parameters in the type they are stored in; stage 3 gathers them in
+    the type that is computed in, in each micro-batch's forward pass and again for every block that is computed again.
+    Norms and CAME's statistics (one number a row or column) are not counted.
     """
+    padded = {name: _padded(tuple(shape), ranks) for name, shape in shapes.items()}
+    count, once = sum(padded.values()), ranks - 1
     if stage == 0:
-        return ZeroBytes(gradients=sent_bytes("all_reduce", parameters * gradient_size, ranks), parameters=0)
-    once = sent_bytes("all_gather", -(-parameters // ranks) * parameter_size, ranks)
-    return ZeroBytes(
-        gradients=sent_bytes("reduce_scatter", parameters * gradient_size, ranks),
-        parameters=once * (gathers if stage == 3 else 1),
-    )
+        whole = sum(math.prod(shape) for shape in shapes.values())
+        return ZeroBytes(gradients=sent_bytes("all_reduce", 4 * whole, ranks), parameters=0)
+    scattered = once * 4 * count // ranks * (micro_batches if stage > 1 else 1)
+    if stage < 3:
+        return ZeroBytes(gradients=scattered, parameters=once * stored_size * count // ranks)
+    again = 0
+    if recompute != "none":
+        again = sum(n for name, n in padded.items() if (i := _block(name)) is not None and i % every == 0)
+    gathered = once * computed_size * (count + again) // ranks
+    return ZeroBytes(gradients=scattered, parameters=gathered * micro_batches)
+
+
+def _block(name: str) -> int | None:
+    """The number of the block that a parameter belongs to."""
+    head, *rest = name.split(".")
+    return int(rest[0]) if head == "transformer_blocks" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +167,14 @@ def forward_flops(config: TransformerConfig, sample: Sample, ranks: int = 1) -> 
     )
 
 
+def trained_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the transformer's trained parameters."""
+    return {name: tuple(spec.shape) for name, spec in parameter_table(config).items() if spec.trainable}
+
+
 def parameter_count(config: TransformerConfig) -> int:
     """Trained parameters of the transformer."""
-    return sum(spec.size for spec in parameter_table(config).values() if spec.trainable)
+    return sum(math.prod(shape) for shape in trained_shapes(config).values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +183,7 @@ class LayoutCost:
 
     mesh: Mesh
     ulysses: dict[Recompute, UlyssesBytes]
-    zero: dict[int, ZeroBytes]
+    zero: dict[tuple[int, Recompute], ZeroBytes]
     flops: RankFlops
 
     @property
@@ -159,7 +195,7 @@ class LayoutCost:
 
     def bytes_per_step(self, recompute: Recompute, stage: int) -> int:
         """Everything that a rank sends."""
-        return self.ulysses[recompute].total + self.zero[stage].total
+        return self.ulysses[recompute].total + self.zero[stage, recompute].total
 
     def seconds(self, recompute: Recompute, stage: int, flops_rate: float, link_rate: float) -> tuple[float, float]:
         """(computing, sending) at these rates, one after the other: overlapping them can only be faster."""
@@ -170,11 +206,11 @@ def layouts(
     config: TransformerConfig, sample: Sample, ranks: int, sequences: Sequence[int], *, itemsize: int = 2
 ) -> list[LayoutCost]:
     """The cost of each layout of ``ranks`` with so many of them a sample; ZeRO spans all ranks."""
-    count = parameter_count(config)
+    shapes = trained_shapes(config)
+    zero = {(s, m): zero_bytes(shapes, ranks, s, recompute=m, computed_size=itemsize) for s in range(4) for m in _MODES}
     costs = []
     for n in sequences:
         ulysses = {m: ulysses_bytes(config, sample, n, m, itemsize=itemsize) for m in _MODES}
-        zero = {stage: zero_bytes(count, ranks, stage) for stage in range(4)}
         flops = forward_flops(config, sample, n)
         costs.append(LayoutCost(mesh=Mesh(ranks=ranks, sequence=n), ulysses=ulysses, zero=zero, flops=flops))
     return costs

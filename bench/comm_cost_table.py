@@ -63,7 +63,7 @@ def table(flops_rate: float | None = None, link_rate: float | None = None) -> st
     sample = Sample.of(config, **_SIZE)
     lines = [
         f"CogVideoX1.5-5B, {parameter_count(config):,} parameters, {sample.video:,} video and {sample.text} text "
-        f"tokens, {_CARDS} cards, one sample a group, bf16 messages, fp32 gradients. Sent by each card in a step, "
+        f"tokens, {_CARDS} cards, one sample a group, tokens and ZeRO-3's parameters in bf16, stored parameters and gradients in fp32, blocks recomputed. Sent by each card in a step, "
         "GB = 1e9:",
         "",
         "| layout | Ulysses forward | backward | backward, recomputed | output | ZeRO-0 | ZeRO-1, 2 | ZeRO-3 |",
@@ -71,7 +71,13 @@ def table(flops_rate: float | None = None, link_rate: float | None = None) -> st
     ]
     for row in rows:
         kept, again = row.ulysses["none"], row.ulysses["all"]
-        values = [kept.forward, kept.backward, again.backward, kept.output, *(row.zero[s].total for s in (0, 2, 3))]
+        values = [
+            kept.forward,
+            kept.backward,
+            again.backward,
+            kept.output,
+            *(row.zero[s, "all"].total for s in (0, 2, 3)),
+        ]
         lines.append(f"| {row.name} | " + " | ".join(f"{value / 1e9:.2f}" for value in values) + " |")
     lines += [
         "",

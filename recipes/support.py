@@ -7,7 +7,7 @@ from recipes.schema import PipelineRecipe, Recipe
 # Kinds whose rows are dealt to the processes, each of which works alone.
 _DEALT = ("encode-text", "encode-video", "decode-latents")
 # Kinds whose processes work together on a sample, and the ZeRO stages that each knows.
-_TOGETHER: dict[str, tuple[int, ...]] = {"generate": (0,)}
+_TOGETHER: dict[str, tuple[int, ...]] = {"train": (0, 1, 2, 3), "generate": (0,)}
 
 
 def unsupported(recipe: Recipe) -> list[str]:

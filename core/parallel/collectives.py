@@ -150,6 +150,11 @@ class Group:
         # MindSpore documents no CPU kernel for it; a gather is exact.
         return self._raw["all_gather"](x.reshape(1, *x.shape))[root]
 
+    def agree(self, ok: bool) -> bool:
+        """Whether all processes say so; each of them waits for the others here (the CPU has no barrier)."""
+        failed = ms.Tensor(np.array([0.0 if ok else 1.0], np.float32))
+        return float(self._raw["all_reduce"](failed).asnumpy()[0]) == 0.0
+
     def wait(self) -> None:
         """Returns when every process of the group has come here (the CPU has no barrier)."""
         self._raw["all_reduce"](ms.Tensor(np.zeros(1, np.float32))).asnumpy()

@@ -41,16 +41,23 @@ def test_ulysses_by_hand():
 
 def test_one_rank_sends_nothing():
     assert ulysses_bytes(SMALL, Sample(text=3, video=6), 1, "all").total == 0
-    assert all(zero_bytes(1000, 1, stage).total == 0 for stage in range(4))
+    assert all(zero_bytes({"w": (10, 10)}, 1, stage).total == 0 for stage in range(4))
 
 
 def test_zero_by_hand():
-    # 1000 parameters, 4 ranks, fp32 gradients: reduce-scatter 3/4 of 4000 B, an all-gather of 250 * 2 B to 3 others.
-    assert zero_bytes(1000, 4, 0).total == 6000
+    # 4 ranks. w: 6 rows -> 8, of 10: 80 numbers; b: 4 rows; a block's c: leading one dropped, 8 rows of 2: 16.
+    shapes = {"w": (6, 10), "b": (4,), "transformer_blocks.1.c": (1, 8, 2)}
+    assert zero_bytes(shapes, 4, 0).total == 2 * 3 * 4 * (60 + 4 + 16) // 4
     for stage in (1, 2):
-        assert dataclasses.astuple(zero_bytes(1000, 4, stage)) == (3000, 1500)
-    assert dataclasses.astuple(zero_bytes(1000, 4, 3)) == (3000, 3000)
-    assert zero_bytes(1000, 4, 3, gathers=3).parameters == 4500
+        # fp32: three quarters of 100 padded numbers scattered, as many gathered.
+        assert dataclasses.astuple(zero_bytes(shapes, 4, stage)) == (300, 300)
+    assert dataclasses.astuple(zero_bytes(shapes, 4, 1, micro_batches=2)) == (300, 300)
+    assert dataclasses.astuple(zero_bytes(shapes, 4, 2, micro_batches=2)) == (600, 300)
+    # bf16, and the block's 16 once more where it is computed again.
+    assert dataclasses.astuple(zero_bytes(shapes, 4, 3)) == (300, 150)
+    assert dataclasses.astuple(zero_bytes(shapes, 4, 3, recompute="all")) == (300, 150 + 24)
+    assert dataclasses.astuple(zero_bytes(shapes, 4, 3, recompute="all", every=2)) == (300, 150)
+    assert dataclasses.astuple(zero_bytes(shapes, 4, 3, recompute="keep_attention", micro_batches=2)) == (600, 348)
 
 
 def test_operations_by_hand():
@@ -76,12 +83,12 @@ def test_layouts_share_the_work_and_pay_in_messages():
     assert [row.name for row in rows] == ["SP8", "SP4 x DP2", "SP2 x DP4", "DP8"]
     for row in rows:
         assert row.flops.step("all") * row.mesh.sequence == rows[-1].flops.step("all")
-    assert len({row.zero[2].total for row in rows}) == 1, "ZeRO spans all cards in every layout"
+    assert len({row.zero[2, "all"].total for row in rows}) == 1, "ZeRO spans all cards in every layout"
     sent = [row.ulysses["none"].total for row in rows]
     assert sent == [*sorted(sent[:3]), 0], "fewer ranks hold more tokens each"
     computing, sending = rows[0].seconds("all", 2, 1e14, 1e11)
     assert computing == rows[0].flops.step("all") / 1e14
-    assert sending == (rows[0].ulysses["all"].total + rows[0].zero[2].total) / 1e11
+    assert sending == (rows[0].ulysses["all"].total + rows[0].zero[2, "all"].total) / 1e11
 
 
 def test_the_published_rows_are_those_of_the_file():
