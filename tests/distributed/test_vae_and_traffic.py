@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.comm_cost import Sample, ulysses_bytes
+from bench.comm_cost import Sample, trained_shapes, ulysses_bytes, zero_bytes
 from core.vae.tiling import TilingConfig, plan_tiles
 from tests.distributed.ranks import run_ranks
+from tests.distributed.train_cases import CONFIG, GLOBAL_BATCH
 from tests.distributed.ulysses_cases import LENGTHS, config_of
 from tests.distributed.vae_cases import TILES
 
@@ -33,8 +34,18 @@ def test_tiles_dealt_to_ranks_are_those_of_one_process(tiles_of_ranks, name):
 
 
 @pytest.fixture(scope="module")
-def counted(tmp_path_factory):
-    return run_ranks("tests.distributed.vae_cases", 2, tmp_path_factory.mktemp("traffic"), "traffic").of("traffic")
+def counting_ranks(tmp_path_factory):
+    return run_ranks("tests.distributed.vae_cases", 2, tmp_path_factory.mktemp("traffic"), "traffic", "zero")
+
+
+@pytest.fixture(scope="module")
+def counted(counting_ranks):
+    return counting_ranks.of("traffic")
+
+
+@pytest.fixture(scope="module")
+def counted_zero(counting_ranks):
+    return counting_ranks.of("zero")
 
 
 @pytest.mark.parametrize("mode", ["none", "all", "keep_attention"])
@@ -49,3 +60,15 @@ def test_counted_bytes_are_those_of_the_formula(counted, lengths, mode):
         assert found == {"all_to_all": expected.forward, "all_gather": expected.output}
         found = {kind: int(rank[f"{lengths}.{mode}.step.{kind}"]) for kind in ("all_to_all", "all_gather")}
         assert found == {"all_to_all": expected.forward + expected.backward, "all_gather": expected.output}
+
+
+@pytest.mark.parametrize("mode", ["none", "all"])
+@pytest.mark.parametrize("stage", range(4))
+def test_counted_bytes_of_zero_are_those_of_the_formula(counted_zero, stage, mode):
+    # 4 samples on 2 data ranks: 2 micro-batches each; the CPU computes in fp32.
+    expected = zero_bytes(
+        trained_shapes(CONFIG), 2, stage, recompute=mode, computed_size=4, micro_batches=GLOBAL_BATCH // 2
+    )
+    for rank in counted_zero:
+        found = {what: int(rank[f"{stage}.{mode}.{what}"]) for what in ("gradients", "parameters")}
+        assert found == {"gradients": expected.gradients, "parameters": expected.parameters}

@@ -1,4 +1,4 @@
-"""A VAE whose tiles are dealt to ranks, and the counted bytes of a transformer that ranks share."""
+"""A VAE whose tiles are dealt to ranks, and the counted bytes of Ulysses and ZeRO."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from core.parallel.ulysses import Ulysses
 from core.presets import PRESETS
 from core.vae.model import AutoencoderKLCogVideoX
 from core.vae.tiling import TilingConfig
+from tests.distributed.train_cases import Training
 from tests.distributed.ulysses_cases import LENGTHS, inputs_of, model_of
 
 # 7 x 9 latents in tiles of 4 x 4 that overlap by 1: tiles of several shapes, a number that 2, 3 and 4 do not divide.
@@ -78,4 +79,18 @@ def case_traffic():
             for name, sent in (("forward", forward), ("step", processes.traffic.sent)):
                 for (_, kind), count in sent.items():
                     arrays[f"{lengths}.{mode}.{name}.{kind}"] = count
+    return arrays
+
+
+def case_zero():
+    """Bytes counted in one training step for gradients and parameters, by stage and recompute mode."""
+    arrays = {}
+    for stage in range(4):
+        for mode in ("none", "all"):
+            training = Training(joined(1), stage, "adamw", "sft", mode)
+            training.processes.traffic.reset()
+            training.run(0, 1)
+            sent = training.processes.traffic.sent
+            for purpose in ("gradients", "parameters"):
+                arrays[f"{stage}.{mode}.{purpose}"] = sum(n for (what, _), n in sent.items() if what == purpose)
     return arrays
