@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.cluster import rank_events
-from bench.events import read_events
 
 _LOOK_SECONDS = 0.25
 # msrun ends the other ranks about a second after one failed, then waits for its scheduler, which gives up after half
@@ -25,9 +25,10 @@ class RankWatch:
     """
 
     def __init__(self, run_dir: Path, local: Sequence[int]):
-        self._run_dir, self._local = run_dir, local
+        self._local = local
         self._below: dict[int, Any] = {}
         self._processes: dict[int, Any] = {}
+        self._events = {rank: _Tail(rank_events(run_dir, rank)) for rank in local}
         self._next = 0.0
         self.gone: dict[int, float] = {}
 
@@ -41,8 +42,10 @@ class RankWatch:
         if now < self._next:
             return False
         self._next = now + _LOOK_SECONDS
+        for tail in self._events.values():
+            tail.read()
         self._see_processes(pid)
-        ends = {rank: self._end(rank) for rank in self._local}
+        ends = {rank: self._events[rank].end for rank in self._local}
         failed = [rank for rank in self._local if _failed(ends[rank], rank in self.gone)]
         if failed:
             first = min(self.gone.get(rank) or ends[rank]["at"] for rank in failed)
@@ -60,18 +63,35 @@ class RankWatch:
         except psutil.Error:
             pass
         for rank in self._local:
-            if rank not in self._processes and (started := self._event(rank, "process")):
+            if rank not in self._processes and (started := self._events[rank].process):
                 self._processes[rank] = self._below.get(started["pid"])
             process = self._processes.get(rank)
             if process is not None and rank not in self.gone and not _alive(process):
                 self.gone[rank] = time.time()
 
-    def _event(self, rank: int, kind: str) -> dict | None:
-        events, _ = read_events(rank_events(self._run_dir, rank))
-        return next((event for event in events if event["type"] == kind), None)
 
-    def _end(self, rank: int) -> dict | None:
-        return self._event(rank, "end")
+class _Tail:
+    """The first and the last word of a rank, from what it has appended to its events since the last look."""
+
+    def __init__(self, path: Path):
+        self._path, self._offset, self._rest = path, 0, b""
+        self.process: dict | None = None
+        self.end: dict | None = None
+
+    def read(self) -> None:
+        """Takes in what is new; a long run's events are not read again and again."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            new = file.read()
+        self._offset += len(new)
+        *lines, self._rest = (self._rest + new).split(b"\n")
+        for line in lines:
+            if b'"type": "process"' in line:
+                self.process = json.loads(line)
+            elif b'"type": "end"' in line:
+                self.end = json.loads(line)
 
 
 def _failed(end: dict | None, gone: bool) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import record as records
-from bench.cluster import LAUNCHER_LOG, parse_nodes
+from bench.cluster import LAUNCHER_LOG, parse_nodes, rank_log
 from bench.codes import FAILED, PASS
 from bench.pipeline import StagePlan, run_pipeline
 from bench.recipe_access import open_recipe, refuse_unsupported, stage_plans
@@ -148,8 +148,10 @@ def _text(results: list[_Result]) -> str:
 
 
 def _log_of(result: _Result) -> Path:
-    """The log of the stage that failed (the last one that ran), or of the run itself."""
-    children = result.record.children
+    """The log of the stage that failed (the last one that ran), of the rank that failed, or of the run itself."""
+    children, rank = result.record.children, result.record.failing_rank
+    if rank is not None and not children:
+        return rank_log(result.run_dir, rank)
     return (result.run_dir / children[-1] if children else result.run_dir / records.FILE_NAME).parent / LAUNCHER_LOG
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from bench.memory import memory_of_ranks
 from bench.process import Ended
 from bench.rank import refuse_differences
 from bench.rank_merge import RankRun, classify_ranks, dealt, failing_rank, merged_events, rank_ends, read_ranks
+from bench.rank_watch import RankWatch
 from core.errors import UserError
 
 _NOWHERE = Path("nowhere.log")
@@ -168,3 +170,19 @@ def test_bad_inputs_of_one_rank_fail_the_run_but_blame_nobody():
     ranks[1].gone = 1.0
     expected = ("failed", "2 inputs could not be processed (see failures)", None)
     assert classify_ranks(ended(exit_code=0), ranks, _NOWHERE) == expected
+
+
+def test_the_watch_sees_a_ranks_words_as_they_come_and_half_a_line_is_none(tmp_path):
+    (tmp_path / "ranks").mkdir()
+    watch, file = RankWatch(tmp_path, (0,)), rank_events(tmp_path, 0)
+    assert not watch.look(os.getpid())
+    tail = watch._events[0]
+    file.write_text('{"type": "process", "pid": 1}\n{"type": "end", "status": "fai')
+    tail.read()
+    assert (tail.process, tail.end) == ({"type": "process", "pid": 1}, None)
+    with file.open("a") as more:
+        more.write('led", "at": 1.0}\n')
+    tail.read()
+    assert tail.end == {"type": "end", "status": "failed", "at": 1.0}
+    watch._next = 0.0
+    assert watch.look(os.getpid()), "it failed long ago: msrun had its time"
