@@ -13,10 +13,16 @@ from tests.distributed.ulysses_cases import LENGTHS, config_of
 from tests.distributed.vae_cases import TILES
 
 
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    return run_ranks("tests.distributed.vae_cases", 2, tmp_path_factory.mktemp("two"), "vae", "zero", "traffic")
+
+
 @pytest.fixture(scope="module", params=[2, 3])
 def tiles_of_ranks(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(f"ranks{request.param}")
-    return run_ranks("tests.distributed.vae_cases", request.param, folder, "vae").of("vae")
+    if request.param == 2:
+        return request.getfixturevalue("two_ranks").of("vae")
+    return run_ranks("tests.distributed.vae_cases", 3, tmp_path_factory.mktemp("three"), "vae").of("vae")
 
 
 @pytest.mark.parametrize("name", list(TILES))
@@ -24,28 +30,23 @@ def test_tiles_dealt_to_ranks_are_those_of_one_process(tiles_of_ranks, name):
     for rank in tiles_of_ranks:
         for what in ("decode", "encode"):
             np.testing.assert_array_equal(rank[f"{what}.shared.{name}"], rank[f"{what}.alone.{name}"])
-        np.testing.assert_array_equal(rank["untiled.one"], tiles_of_ranks[0]["untiled.one"])
+        np.testing.assert_array_equal(rank["untiled"], tiles_of_ranks[0]["untiled"])
     tiling = TilingConfig(tile_height=32, tile_width=32, overlap_height=0.25, overlap_width=0.25, **TILES[name])
-    groups = len(plan_tiles(7, 9, tiling).groups(tiling.max_batch if tiling.vectorised else 1))
+    groups = len(plan_tiles(7, 7, tiling).groups(tiling.max_batch if tiling.vectorised else 1))
     rounds = -(-groups // len(tiles_of_ranks))
-    # 3 latents are one chunk.
-    assert [int(rank[f"chunks.{name}"]) for rank in tiles_of_ranks] == [rounds] * len(tiles_of_ranks)
+    # 4 latents are two chunks.
+    assert [int(rank[f"chunks.{name}"]) for rank in tiles_of_ranks] == [2 * rounds] * len(tiles_of_ranks)
     assert rounds < groups
 
 
 @pytest.fixture(scope="module")
-def counting_ranks(tmp_path_factory):
-    return run_ranks("tests.distributed.vae_cases", 2, tmp_path_factory.mktemp("traffic"), "traffic", "zero")
+def counted(two_ranks):
+    return two_ranks.of("traffic")
 
 
 @pytest.fixture(scope="module")
-def counted(counting_ranks):
-    return counting_ranks.of("traffic")
-
-
-@pytest.fixture(scope="module")
-def counted_zero(counting_ranks):
-    return counting_ranks.of("zero")
+def counted_zero(two_ranks):
+    return two_ranks.of("zero")
 
 
 @pytest.mark.parametrize("mode", ["none", "all", "keep_attention"])
