@@ -40,7 +40,7 @@ def run(recipe: Any, ctx: RunContext) -> None:
     models = Models(recipe, ctx)
     text = _encode(recipe, ctx, models)
     made = _denoise(recipe, ctx, models, text)
-    if recipe.save.decode:
+    if recipe.save.decode and made:
         with ctx.stage("load_vae"):
             vae = models.vae(recipe.vae.dtype)
         rows = []
@@ -87,6 +87,7 @@ def _denoise(recipe: Any, ctx: RunContext, models: Models, text: _Text) -> list[
 
     with ctx.stage("load_transformer"):
         transformer = models.transformer()
+    processes = _share(recipe, transformer)
     scheduler = models.scheduler(transformer.config, recipe.sampling.sampler)
     vae_config = models.vae_config(transformer.config)
     given = batched(recipe.inputs.latents, ("latents",), 5) if recipe.inputs.latents else None
@@ -108,11 +109,27 @@ def _denoise(recipe: Any, ctx: RunContext, models: Models, text: _Text) -> list[
                 latents=None if given is None else given[number % len(given)][None],
                 seed=recipe.seed, first_video=number, output_type="latents", on_step=clock.tick,
             )[0]  # fmt: skip
+        if processes.rank:
+            continue  # every process has the same latents; the first one writes them
         ctx.digest(f"latents/{stem}", latents)
         _save_latents(recipe, ctx, latents, stem, prompt)
         made.append(_Made(prompt=prompt, stem=stem, latents=latents))
     ctx.note("sampler", {"class": type(scheduler).__name__, "timesteps": scheduler.timesteps.tolist()})
+    ctx.note("traffic", {"videos": len(jobs), "sent": processes.traffic.table()})
     return made
+
+
+def _share(recipe: Any, transformer: Any) -> Any:
+    """Lets all processes of the run work on each video together."""
+    from core.parallel.collectives import alone, joined  # noqa: PLC0415 - imports mindspore
+    from core.parallel.ulysses import Ulysses  # noqa: PLC0415
+
+    workers, shards = recipe.runtime.workers, recipe.parallel.sequence_parallel
+    if shards != workers:
+        raise UserError(f"parallel.sequence_parallel: got {shards}, need runtime.workers, which is {workers}")
+    processes = alone() if workers == 1 else joined(shards)
+    transformer.communicate(Ulysses(processes.sequence))
+    return processes
 
 
 def _sampling(recipe: Any) -> Any:

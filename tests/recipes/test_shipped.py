@@ -96,18 +96,15 @@ def test_caches_and_inference_have_the_values_of_the_original() -> None:
     assert [generate[f"video.{key}"] for key in ("height", "width", "frames", "fps")] == [768, 1360, 81, 16.0]
 
 
-def test_unsupported_names_all_that_this_version_can_not_run() -> None:
-    recipe = load_recipe(FOLDER / "ascend910/sft_768x1360x77_8p.yaml").recipe
-    assert [line.split(":")[0] for line in unsupported(recipe)] == [
-        "runtime.workers",
-        "parallel.sequence_parallel",
-        "parallel.zero_stage",
-    ]
+def test_training_on_eight_cards_is_supported_and_a_model_is_made_by_one() -> None:
+    assert unsupported(load_recipe(FOLDER / "ascend910/sft_768x1360x77_8p.yaml").recipe) == []
+    recipe = load_recipe(FOLDER / "tiny/make_model.yaml", ["runtime.workers=2"]).recipe
+    assert unsupported(recipe) == ["runtime.workers: got 2, kind make-model runs 1 process in this version"]
 
 
 def test_unsupported_names_the_stage() -> None:
-    recipe = load_recipe(FOLDER / "quickstart.yaml", ["stages.train.parallel.zero_stage=1"]).recipe
-    assert unsupported(recipe) == ["stages.train.parallel.zero_stage: got 1, this version supports 0"]
+    recipe = load_recipe(FOLDER / "quickstart.yaml", ["stages.generate.parallel.zero_stage=1"]).recipe
+    assert unsupported(recipe) == ["stages.generate.parallel.zero_stage: got 1, this version supports 0"]
 
 
 def test_preset_names_are_those_of_core() -> None:
