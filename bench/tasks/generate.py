@@ -55,7 +55,7 @@ def run(recipe: Any, ctx: RunContext) -> None:
             rows = [(_video_name(recipe, job.stem), job.prompt) for job in _jobs(recipe, text)]
             ctx.artifact("table", shapes.write_csv(ctx.out, rows), rows=len(rows))
     if processes.world.size > 1:
-        ctx.note("traffic", processes.traffic.table())
+        ctx.note("traffic", {"videos": len(made), "sent": processes.traffic.table()})
 
 
 def _keeps(processes: Any) -> bool:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench import rank as ranks
-
 
 def processes_of(recipe: Any) -> Any:
     """``core.parallel.collectives.Processes`` of ``recipe.parallel``, once MindSpore runs; one process is alone."""
     from core.parallel.collectives import alone, joined  # noqa: PLC0415
 
-    return alone() if ranks.current().of == 1 else joined(recipe.parallel.sequence_parallel)
+    return alone() if recipe.runtime.workers == 1 else joined(recipe.parallel.sequence_parallel)
 
 
 def share_transformer(transformer: Any, processes: Any) -> None:

@@ -181,6 +181,9 @@ def essentials(recipe: Any) -> dict[str, Any]:
     """The recipe's values that decide the numbers of each step, by dotted key."""
     flat = _flat(recipe.model_dump(mode="json", by_alias=True))
     values = {key: value for key, value in flat.items() if not _free(key)}
+    # Fewer data-parallel processes with more micro-batches each take the same samples.
+    data_ranks = recipe.runtime.workers // recipe.parallel.sequence_parallel
+    values["train.gradient_accumulation_steps"] = recipe.train.gradient_accumulation_steps * data_ranks
     if recipe.lr_schedule.name != "constant":
         values["train.steps"] = recipe.train.steps
     return values
@@ -209,8 +212,9 @@ def batch_digest(clips: Any, step: int) -> str | None:
     if not isinstance(clips, CachedClips):
         return None
     digest = hashlib.sha256()
-    for samples in clips.micro_batches(step):
-        batch = clips.batch(step, samples)
+    # One by one: the same however many processes share the step.
+    for sample in range(clips.samples(step)):
+        batch = clips.sample(step, sample)
         for name in ("latents", "prompt_embeds"):
             digest.update(np.ascontiguousarray(batch[name]).tobytes())
     return digest.hexdigest()

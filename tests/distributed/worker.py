@@ -20,6 +20,7 @@ def main(module: str, folder: Path, *wanted: str) -> None:
     ms.set_device("CPU")
     # Few threads: the ranks share two cores.
     ms.runtime.dispatch_threads_num(1)
+    ms.runtime.launch_blocking()
     communication.init()
     from core import ops
 
