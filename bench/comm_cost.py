@@ -20,6 +20,7 @@ from core.parallel.traffic import sent_bytes
 from core.transformer.parameters import FEED_FORWARD_FACTOR, parameter_table
 
 Recompute = Literal["none", "all", "keep_attention"]
+MODES: tuple[Recompute, ...] = ("none", "all", "keep_attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,16 +208,13 @@ def layouts(
 ) -> list[LayoutCost]:
     """The cost of each layout of ``ranks`` with so many of them a sample; ZeRO spans all ranks."""
     shapes = trained_shapes(config)
-    zero = {(s, m): zero_bytes(shapes, ranks, s, recompute=m, computed_size=itemsize) for s in range(4) for m in _MODES}
+    zero = {(s, m): zero_bytes(shapes, ranks, s, recompute=m, computed_size=itemsize) for s in range(4) for m in MODES}
     costs = []
     for n in sequences:
-        ulysses = {m: ulysses_bytes(config, sample, n, m, itemsize=itemsize) for m in _MODES}
+        ulysses = {m: ulysses_bytes(config, sample, n, m, itemsize=itemsize) for m in MODES}
         flops = forward_flops(config, sample, n)
         costs.append(LayoutCost(mesh=Mesh(ranks=ranks, sequence=n), ulysses=ulysses, zero=zero, flops=flops))
     return costs
-
-
-_MODES: tuple[Recompute, ...] = ("none", "all", "keep_attention")
 
 
 if __name__ == "__main__":

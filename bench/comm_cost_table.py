@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.comm_cost import LayoutCost, Recompute, Sample, layouts, parameter_count
+from bench.comm_cost import MODES, LayoutCost, Recompute, Sample, layouts, parameter_count
 from core.files import write_text
 from core.presets import PRESETS
 
@@ -18,7 +18,8 @@ _SIZE = {"frames": 77, "height": 768, "width": 1360, "text": 224}
 _MARKS = ("<!-- comm cost: begin -->", "<!-- comm cost: end -->")
 _PUBLISHED = Path(__file__).resolve().parents[1] / "reports" / "published.csv"
 # The published rows are ZeRO-3 and say "recompute"; which kind is not stated.
-_STAGE, _RECOMPUTE = 3, ("all", "keep_attention")
+_STAGE = 3
+_RECOMPUTE: tuple[Recompute, ...] = ("all", "keep_attention")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def table(flops_rate: float | None = None, link_rate: float | None = None) -> st
     ]
     for row in rows:
         found = published[row.mesh.sequence]
-        work = " | ".join(f"{row.flops.step(mode) / 1e15:.2f}" for mode in ("none", "all", "keep_attention"))
+        work = " | ".join(f"{row.flops.step(mode) / 1e15:.2f}" for mode in MODES)
         rate = row.mesh.data / found.seconds
         lines.append(f"| {row.name} | {work} | {found.seconds:g} s | {found.gigabytes:g} GB | {rate:.3f} |")
     lines += ["", *_against_published(rows, published)]

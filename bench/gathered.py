@@ -23,4 +23,5 @@ def gather_facts(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _all_gather(values: np.ndarray) -> np.ndarray:
-    return ops.AllGather()(ms.Tensor(values)).asnumpy()
+    gathered: Any = ops.AllGather()(ms.Tensor(values))
+    return gathered.asnumpy()

@@ -48,7 +48,8 @@ class RankWatch:
         ends = {rank: self._events[rank].end for rank in self._local}
         failed = [rank for rank in self._local if _failed(ends[rank], rank in self.gone)]
         if failed:
-            first = min(self.gone.get(rank) or ends[rank]["at"] for rank in failed)
+            # A rank that failed is gone or has said when it ended.
+            first = min(self.gone.get(rank) or (ends[rank] or {})["at"] for rank in failed)
             return time.time() - first > _AFTER_FAILURE_SECONDS
         if len(self.gone) == len(self._local):
             return time.time() - max(self.gone.values()) > _AFTER_SUCCESS_SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -73,13 +74,15 @@ def case_traffic():
             processes = joined(communication.get_group_size())
             model = model_of("tiny-1.5")
             model.recompute(mode)
-            model.communicate(Ulysses(processes.sequence))
+            sharing: Any = Ulysses(processes.sequence)
+            model.communicate(sharing)
             video, text, times = inputs_of("tiny-1.5", lengths)
             model(video, text, times)
             forward = dict(processes.traffic.sent)
             processes.traffic.reset()
             weights = model.trainable_params()
-            ms.grad(lambda v, m=model, t=text, s=times: m(v, t, s).sum(), None, weights)(video)
+            gradients: Any = ms.grad
+            gradients(lambda v, m=model, t=text, s=times: m(v, t, s).sum(), None, weights)(video)
             for name, sent in (("forward", forward), ("step", processes.traffic.sent)):
                 for (_, kind), count in sent.items():
                     arrays[f"{lengths}.{mode}.{name}.{kind}"] = count
