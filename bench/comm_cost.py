@@ -208,10 +208,14 @@ def layouts(
 ) -> list[LayoutCost]:
     """The cost of each layout of ``ranks`` with so many of them a sample; ZeRO spans all ranks."""
     shapes = trained_shapes(config)
-    zero = {(s, m): zero_bytes(shapes, ranks, s, recompute=m, computed_size=itemsize) for s in range(4) for m in MODES}
+    zero: dict[tuple[int, Recompute], ZeroBytes] = {
+        (s, m): zero_bytes(shapes, ranks, s, recompute=m, computed_size=itemsize) for s in range(4) for m in MODES
+    }
     costs = []
     for n in sequences:
-        ulysses = {m: ulysses_bytes(config, sample, n, m, itemsize=itemsize) for m in MODES}
+        ulysses: dict[Recompute, UlyssesBytes] = {
+            m: ulysses_bytes(config, sample, n, m, itemsize=itemsize) for m in MODES
+        }
         flops = forward_flops(config, sample, n)
         costs.append(LayoutCost(mesh=Mesh(ranks=ranks, sequence=n), ulysses=ulysses, zero=zero, flops=flops))
     return costs
