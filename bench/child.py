@@ -6,49 +6,80 @@ events.jsonl and the way this process ended; nothing here has to survive for tha
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
+import socket
 import sys
+import time
 import traceback
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
 from bench import memory_cap
+from bench import rank as ranks
+from bench.cluster import rank_events
 from bench.codes import FAILED, PASS, USAGE
 from bench.context import RunContext
-from bench.events import FILE_NAME, EventLog
+from bench.events import FILE_NAME, EventLog, inputs_failed
+from bench.lifeline import PARENT, end_with_parent
 from bench.load import LoadWatch
 from bench.memory import OOM_TEXT, device_peaks
 from bench.phases import PhaseMeter
 from bench.tasks import task_for
 from core.errors import UserError, unwritable
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main(arguments: list[str]) -> int:
     """Runs the job in folder ``arguments[0]`` and returns the exit code."""
     folder = Path(arguments[0])
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    _die_with(job["parent_pid"])
-    events = EventLog(folder / FILE_NAME)
+    workers = job.get("workers", 1)
+    end_with_parent(int(os.environ[PARENT]) if workers > 1 else job["parent_pid"], signal.SIGTERM)
+    # SIGTERM as an exception lets `finally` blocks remove temporary files.
+    signal.signal(signal.SIGTERM, _interrupt)
+    if workers > 1 and ranks.is_scheduler():
+        return _schedule(job)
+    events = _events_of_rank(job, folder, workers) if workers > 1 else EventLog(folder / FILE_NAME)
     meter, load = PhaseMeter(events.write), LoadWatch()
     if job.get("memory_cap"):
         events.write("memory_cap", **memory_cap.confine(job["memory_cap"]))
-    status, reason, code = _attempt(job, events, meter, load)
+    status, reason, code, rows = _attempt(job, events, meter, load)
+    if rows and workers > 1:
+        # msrun ends all ranks when one exits with another code, but the others have rows to work on.
+        code = PASS
     device = meter.device_lifetime(_device_peaks())
     events.write("memory", hwm=meter.process_lifetime(), device=device)
     if found := load.finish():
         events.write("load", **found)
-    events.write("end", status=status, reason=reason)
+    events.write("end", status=status, reason=reason, code=code, rows_failed=rows, at=time.time())
     return code
 
 
-def _attempt(job: dict, events: EventLog, meter: PhaseMeter, load: LoadWatch) -> tuple[str, str | None, int]:
-    """Status, reason and exit code of the task."""
+def _events_of_rank(job: dict, folder: Path, workers: int) -> EventLog:
+    """Makes this process the rank that msrun started it as; its log of events."""
+    number = ranks.rank_number()
+    ranks.become(ranks.Rank(number, workers, ranks.identity_of(job["recipe_digest"])))
+    events = EventLog(rank_events(folder, number))
+    events.write("process", rank=number, pid=os.getpid(), host=socket.gethostname())
+    return events
+
+
+def _schedule(job: dict) -> int:
+    """msrun's scheduler runs the same program as its workers: it brings them together and returns when they end."""
+    if not getattr(sys.modules[task_for(job["kind"], job.get("task_module")).__module__], "COMMUNICATES", True):
+        return PASS
+    import mindspore as ms  # noqa: PLC0415 - only the scheduler of ranks that communicate
+    from mindspore.communication import init  # noqa: PLC0415
+
+    ms.set_device("CPU")
+    init()
+    return PASS
+
+
+def _attempt(job: dict, events: EventLog, meter: PhaseMeter, load: LoadWatch) -> tuple[str, str | None, int, int]:
+    """Status, reason and exit code of the task, and how many inputs failed where nothing else did."""
     try:
         failures = _run_writing(job, events, meter, load)
     except UserError as error:
@@ -63,15 +94,15 @@ def _attempt(job: dict, events: EventLog, meter: PhaseMeter, load: LoadWatch) ->
         traceback.print_exc()
         text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
         out_of_memory = isinstance(error, MemoryError) or OOM_TEXT.search(text)
-        return "oom" if out_of_memory else "failed", text.splitlines()[0], FAILED
+        return "oom" if out_of_memory else "failed", text.splitlines()[0], FAILED, 0
     if failures:
-        return "failed", f"{failures} input{'s' if failures > 1 else ''} could not be processed (see failures)", FAILED
-    return "ok", None, PASS
+        return "failed", inputs_failed(failures), FAILED, failures
+    return "ok", None, PASS, 0
 
 
-def _say(status: str, reason: str, code: int = FAILED) -> tuple[str, str, int]:
+def _say(status: str, reason: str, code: int = FAILED) -> tuple[str, str, int, int]:
     print(f"error: {reason}", file=sys.stderr, flush=True)
-    return status, reason, code
+    return status, reason, code, 0
 
 
 def _run_writing(job: dict, events: EventLog, meter: PhaseMeter, load: LoadWatch) -> int:
@@ -89,8 +120,9 @@ def _run(job: dict, events: EventLog, meter: PhaseMeter, load: LoadWatch) -> int
     task = task_for(job["kind"], job.get("task_module"))
     out = Path(job["out"])
     out.mkdir(parents=True, exist_ok=True)
-    with _terminal(job.get("terminal_fd")) as terminal:
-        ctx = RunContext(_recipe(job), out, job["seed"], events, terminal, meter=meter, load=load)
+    with _terminal(job) as terminal:
+        more = {"rank": ranks.current(), "meter": meter, "load": load}
+        ctx = RunContext(_recipe(job), out, job["seed"], events, terminal, **more)
         task(ctx.recipe, ctx)
         if getattr(getattr(ctx.recipe, "runtime", None), "measure_peak", False):
             ctx.roofline(_peak(ctx))
@@ -117,8 +149,13 @@ def _recipe(job: dict):
     return from_dict(job["recipe"])
 
 
-def _terminal(fd: int | None) -> AbstractContextManager[TextIO | None]:
-    """The parent's terminal, inherited under number ``fd``, for progress bars."""
+def _terminal(job: dict) -> AbstractContextManager[TextIO | None]:
+    """The user's terminal for progress bars: a descriptor that was inherited, or for rank 0 of several its path."""
+    if ranks.current().of > 1:
+        path = job.get("terminal_path") if ranks.current().index == 0 else None
+        # Not as this session's own terminal: its signals are for the parent.
+        return nullcontext() if path is None else os.fdopen(os.open(path, os.O_WRONLY | os.O_NOCTTY), "w", buffering=1)
+    fd = job.get("terminal_fd")
     return nullcontext() if fd is None else os.fdopen(fd, "w", encoding="utf-8", buffering=1)
 
 
@@ -128,16 +165,6 @@ def _device_peaks() -> dict:
     except Exception as error:
         # A device that failed can't be asked; the reason goes to the record instead of a number.
         return {"allocated": None, "reserved": None, "reason": f"reading the counters failed: {type(error).__name__}"}
-
-
-def _die_with(parent: int) -> None:
-    """Asks Linux to end this process when its parent dies, so that no orphan keeps a card or the CPU busy."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            raise SystemExit(FAILED)
-    # SIGTERM as an exception lets `finally` blocks remove temporary files.
-    signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(_signum: int, _frame: object) -> None:

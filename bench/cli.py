@@ -67,9 +67,31 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--model", metavar="PRESET", help="sizes of this preset instead of the recipe's folders")
     plan.add_argument("--dry-run", action="store_true", help="also MindSpore's DryRun (Ascend build and CANN)")
 
+    _running(commands)
+    _repeating(commands)
+    _reporting(commands)
+    for name, add_arguments, text in judging_arguments.COMMANDS:
+        add_arguments(_command(commands, name, _judging, text))
+
+    claims = _command(commands, "claims", _claims, "the figures of README and docs against records and sources")
+    claims_cli.add_arguments(claims)
+
+    doctor = _command(commands, "doctor", _doctor, "what this machine can and cannot measure, and why")
+    doctor.add_argument(
+        "--roofline", nargs="?", const="tiny-1.5", metavar="PRESET",
+        help="also measure the rate of matrix products on a preset's shapes (default: tiny-1.5)",
+    )  # fmt: skip
+    return parser
+
+
+def _running(commands: Any) -> None:
     run = _command(commands, "run", _run, "run a recipe and write records")
     _recipe(run)
     run.add_argument("--repeats", type=_positive, metavar="N", help="process runs, each in a fresh process (recipe: 1)")
+    run.add_argument("--workers", type=_positive, metavar="N", help="processes over all nodes, one a card (recipe: 1)")
+    run.add_argument("--nodes", type=_positive, metavar="N", help="machines; the same command on each (default: 1)")
+    run.add_argument("--node-rank", type=int, metavar="I", help="which machine this is, from 0 (with --nodes)")
+    run.add_argument("--master", metavar="HOST:PORT", help="where node 0 listens (with --nodes)")
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: a new one below runs/)")
     run.add_argument(
         "--resume", action="store_true", help="go on with the recipe's interrupted run, in its folder (kind train)"
@@ -79,6 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     paired = _command(commands, "paired", _paired, "ours and diffusers in turn on the same work, with their ratio")
     paired_cli.add_arguments(paired)
+
+
+def _repeating(commands: Any) -> None:
     replay = _command(commands, "replay", _replay, "run a record's recipe again: the same bits, or where they differ")
     replay.add_argument("record", type=Path, metavar="RECORD", help="a record.json or its run folder")
     replay.add_argument("--out", type=Path, metavar="DIR", help="folder of the replay (default: a new one below runs/)")
@@ -105,6 +130,8 @@ def build_parser() -> argparse.ArgumentParser:
     limit.add_argument("--out", type=Path, metavar="DIR", help="folder of the runs (default: runs/limit-<name>-<axis>)")
     limit.add_argument("-v", "--verbose", action="store_true", help="show the runs' logs")
 
+
+def _reporting(commands: Any) -> None:
     report = _command(commands, "report", _report, "tables, or one self-contained page, from records")
     report.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="run folders (default: runs)")
     report.add_argument("--html", action="store_true", help="write a page (report.html and report.md)")
@@ -114,19 +141,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     report.add_argument("--tensorboard", type=Path, metavar="DIR", help="write TensorBoard event files, a folder a run")
     report.add_argument("--jsonl", type=Path, metavar="DIR", help="write steps and metrics as JSON lines, a file a run")
-
-    for name, add_arguments, text in judging_arguments.COMMANDS:
-        add_arguments(_command(commands, name, _judging, text))
-
-    claims = _command(commands, "claims", _claims, "the figures of README and docs against records and sources")
-    claims_cli.add_arguments(claims)
-
-    doctor = _command(commands, "doctor", _doctor, "what this machine can and cannot measure, and why")
-    doctor.add_argument(
-        "--roofline", nargs="?", const="tiny-1.5", metavar="PRESET",
-        help="also measure the rate of matrix products on a preset's shapes (default: tiny-1.5)",
-    )  # fmt: skip
-    return parser
 
 
 def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
@@ -209,7 +223,8 @@ def _run(args: argparse.Namespace) -> int:
     from bench.run_command import run_command  # noqa: PLC0415
 
     command = ("cogbench", "run", str(args.recipe), *(part for s in args.set for part in ("--set", s)))
-    options = {"--repeats": args.repeats, "--out": args.out}
+    options = {"--repeats": args.repeats, "--out": args.out, "--workers": args.workers, "--nodes": args.nodes}
+    options |= {"--node-rank": args.node_rank, "--master": args.master}
     command += tuple(part for name, value in options.items() if value is not None for part in (name, str(value)))
     flags = {"--require-steady": args.require_steady, "--resume": args.resume}
     command += tuple(name for name, given in flags.items() if given)

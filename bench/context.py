@@ -16,6 +16,7 @@ import numpy as np
 from bench.events import EventLog
 from bench.load import LoadWatch
 from bench.phases import BETWEEN, START, PhaseMeter, phase_of_stage, phase_of_step
+from bench.rank import Rank
 
 _already: list[bool] = []
 
@@ -27,6 +28,7 @@ class RunContext:
         recipe: the validated recipe.
         out: the output folder, already created.
         seed: the recipe's seed.
+        rank: which process of how many this is.
         failures: number of inputs reported with ``row_failed``.
         meter: peak memory by phase, cut at every stage and step.
         load: how busy others kept the processors, from the last compiling step on.
@@ -41,16 +43,21 @@ class RunContext:
         events: EventLog,
         terminal: TextIO | None = None,
         *,
+        rank: Rank | None = None,
         meter: PhaseMeter | None = None,
         load: LoadWatch | None = None,
     ):
-        self.recipe, self.out, self.seed = recipe, out, seed
+        self.recipe, self.out, self.seed, self.rank = recipe, out, seed, rank or Rank()
         self.failures = 0
         self.products: tuple[Any, ...] = ()
         self._events, self._terminal = events, terminal
         self._open_stages: list[str] = []
         self.meter, self.load = meter or PhaseMeter(events.write), load or LoadWatch()
         self._outside = START
+
+    def mine(self, items: Sequence) -> Sequence:
+        """The items that this rank works on: every ``rank.of``-th, so that neighbours (often alike) are spread."""
+        return items[self.rank.index :: self.rank.of]
 
     @contextmanager
     def stage(self, name: str, *, items: int | None = None, frames: int | None = None) -> Iterator[None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+from bench import rank as ranks
 from core.errors import UserError
 
 
@@ -11,7 +13,8 @@ def start_mindspore(runtime: Any, seed: int) -> dict[str, Any]:
     """Sets device, determinism, memory limit and seed, configures ``core.ops``; returns the facts for the record.
 
     ``runtime`` is the recipe's section (device, mode, jit_level, kernels, deterministic, max_device_memory).
-    Called once, before anything is built. UserError when the device is not there.
+    Called once, before anything is built. One rank of several joins the others and compares notes with them.
+    UserError when the device is not there, or when the ranks run different recipes or code.
     """
     import mindspore as ms  # noqa: PLC0415 - seconds to import: only in the child, only when a task needs it
 
@@ -30,6 +33,8 @@ def start_mindspore(runtime: Any, seed: int) -> dict[str, Any]:
         ms.set_deterministic(True)
     if runtime.max_device_memory and device == "Ascend":
         ms.runtime.set_memory(max_size=runtime.max_device_memory)
+    if ranks.current().of > 1:
+        _join_ranks(ms, device)
     ms.set_seed(seed)
     # On CPU the first synchronize() logs an error about the device; as if it had been logged already, it does not.
     getattr(getattr(ms.runtime, "stream", None), "function_stream_status", {})["synchronize"] = True
@@ -42,3 +47,19 @@ def start_mindspore(runtime: Any, seed: int) -> dict[str, Any]:
         "mindspore": ms.__version__,
         "kernels": ops.chosen_kernels(),
     }
+
+
+def _join_ranks(ms: Any, device: str) -> None:
+    """After the device is chosen and before anything is built, as ``init`` demands."""
+    from mindspore.communication import get_group_size, get_rank, init  # noqa: PLC0415
+
+    here = ranks.current()
+    if device == "CPU":
+        # All ranks of a machine share its cores; each would start a thread on every one of them and spin there.
+        cores = len(os.sched_getaffinity(0))
+        ms.device_context.cpu.op_tuning.threads_num(max(1, cores // here.of))
+    init()
+    assert (get_rank(), get_group_size()) == (here.index, here.of)
+    from bench.gathered import gather_facts  # noqa: PLC0415 - imports mindspore
+
+    ranks.refuse_differences(gather_facts(here.identity or {}))

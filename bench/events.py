@@ -41,3 +41,23 @@ def read_events(path: Path) -> tuple[list[dict], bool]:
         else:
             damaged = True
     return events, damaged
+
+
+def last(events: list[dict], kind: str) -> dict | None:
+    """The last event of a type, None when there is none."""
+    return next((e for e in reversed(events) if e["type"] == kind), None)
+
+
+def by_type(events: list[dict], kind: str) -> list[dict]:
+    """The fields of the events of a type, in order."""
+    return [found for event in events if event["type"] == kind and (found := fields_of(event)) is not None]
+
+
+def fields_of(event: dict | None) -> dict | None:
+    """An event without its type; None for none."""
+    return None if event is None else {key: value for key, value in event.items() if key != "type"}
+
+
+def inputs_failed(count: int) -> str:
+    """The reason of a run that did all its work but for some inputs."""
+    return f"{count} input{'s' if count > 1 else ''} could not be processed (see failures)"

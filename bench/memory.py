@@ -10,6 +10,8 @@ from pathlib import Path
 from bench.record_parts import Memory, RankMemory
 
 CPU_COUNTERS = "MindSpore's CPU backend returns 0 for every memory counter"
+_RANK_FIELDS = ("device_allocated_peak_bytes", "device_reserved_peak_bytes", "process_peak_bytes")
+_NO_REPORT = "no rank reported it: they ended before they could"
 # How MindSpore (host and Ascend) and the C++ runtime say that memory ran out.
 OOM_TEXT = re.compile(
     r"(Memory not enough|Failed to alloc memory|Out of memory|Allocate memory failed|std::bad_alloc"
@@ -95,6 +97,32 @@ def memory_of(process_peak: int | None, reported: dict | None) -> tuple[Memory, 
     if hwm is None:
         reasons["memory.process_hwm_bytes"] = died if reported is None else "no /proc/self/status on this system"
     return memory, reasons
+
+
+def memory_of_ranks(reported: dict[int, dict | None]) -> tuple[Memory, dict[str, str]]:
+    """Memory of a run of several ranks: the largest of each reading and every rank's own, never a sum.
+
+    ``reported``: what each rank wrote at its end (None: it died before). ``max_rank`` has the largest device peak, or
+    the largest process peak where the device tells none.
+    """
+    rows, reasons, hwm = [], {}, {}
+    for place, (rank, values) in enumerate(reported.items()):
+        one, why = memory_of(None, values)
+        rows.append(one.per_rank[0].model_copy(update={"rank": rank}))
+        hwm[rank] = one.process_hwm_bytes
+        for field in _RANK_FIELDS:
+            if getattr(rows[-1], field) is None:
+                reasons[f"memory.per_rank.{place}.{field}"] = why.get(f"memory.per_rank.0.{field}") or _NO_REPORT
+    largest = {field: max((v for row in rows if (v := getattr(row, field))), default=None) for field in _RANK_FIELDS}
+    largest["process_hwm_bytes"] = max((value for value in hwm.values() if value), default=None)
+    for field, value in largest.items():
+        if value is None:
+            reasons[f"memory.{field}"] = reasons.get(f"memory.per_rank.0.{field}") or _NO_REPORT
+    key = next((field for field in _RANK_FIELDS if largest[field] is not None), None)
+    if key is None:
+        reasons["memory.max_rank"] = _NO_REPORT
+    top = None if key is None else next(row.rank for row in rows if getattr(row, key) == largest[key])
+    return Memory(**largest, per_rank=tuple(rows), max_rank=top), reasons
 
 
 def no_memory(reason: str) -> tuple[Memory, dict[str, str]]:

@@ -13,7 +13,7 @@ from bench.memory import CPU_COUNTERS, memory_of
 from bench.paired_session import SIDES, Session, SideResult, environment_of
 from bench.paired_stats import Ratio, ratio
 from bench.record import Record
-from bench.runner import log_tail
+from bench.start import log_tail
 from bench.timer import compile_seconds, summarize
 
 KIND = "paired"

@@ -23,6 +23,7 @@ from bench.record_parts import (
     Metric,
     Part,
     Positive,
+    RankEnd,
     Repeat,
     Seconds,
     Stage,
@@ -77,6 +78,8 @@ class Record(Part):
     metrics: dict[str, Metric] = Field(default_factory=dict)
     notes: dict[str, Any] = Field(default_factory=dict)
     children: tuple[str, ...] = ()
+    ranks: tuple[RankEnd, ...] = ()
+    failing_rank: int | None = None
     log_tail: str | None = None
 
     @model_validator(mode="after")

@@ -136,6 +136,23 @@ class Memory(Part):
     max_rank: int | None = None
 
 
+class RankEnd(Part):
+    """How one rank of several went: its own status and step times. ``reason`` says why a status is not ok.
+
+    ``steps`` are its counted steps; ``step_seconds_median`` is null without any.
+    """
+
+    rank: int
+    host: str | None = None
+    pid: int | None = None
+    status: Status
+    reason: str | None = None
+    exit_code: int | None = None
+    signal: str | None = None
+    steps: int = 0
+    step_seconds_median: Positive | None = None
+
+
 class Code(Part):
     """What ran: git commit, whether files differ from it, and a digest of the source files themselves."""
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from bench import record as records
+from bench.cluster import FOLDER, LAUNCHER_LOG
 from bench.events import FILE_NAME as EVENTS
 from bench.tensors import FILE_NAME as TENSORS
 from core.errors import UserError
 
-_LEFT_BEHIND = (records.FILE_NAME, TENSORS, EVENTS, "log.txt", "job.json")
+_LEFT_BEHIND = (records.FILE_NAME, TENSORS, EVENTS, LAUNCHER_LOG, FOLDER, "job.json")
 
 
 def with_resume(data: dict[str, Any]) -> dict[str, Any]:

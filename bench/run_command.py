@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bench import record as records
+from bench.cluster import LAUNCHER_LOG, parse_nodes, rank_log
 from bench.codes import FAILED, PASS
 from bench.pipeline import StagePlan, run_pipeline
 from bench.recipe_access import open_recipe, refuse_unsupported, stage_plans
@@ -36,10 +37,15 @@ def run_command(
 ) -> tuple[int, dict, str]:
     """Exit code, data for --json and text of ``cogbench run``; plan and progress go to stderr as they happen."""
     refuse_simulation()
-    loaded = open_recipe(args.recipe, args.set)
+    nodes = parse_nodes(args.nodes, args.node_rank, args.master)
+    workers = [f"runtime.workers={args.workers}"] if args.workers else []
+    loaded = open_recipe(args.recipe, [*args.set, *workers])
     refuse_unsupported(loaded)
     stages = stage_plans(loaded) if loaded.data["kind"] == "pipeline" else None
     repeats = args.repeats or int((loaded.data.get("runtime") or {}).get("repeats") or 1)
+    if nodes.count > 1 and (stages is not None or repeats > 1):
+        what = "a pipeline" if stages is not None else f"{repeats} repeats"
+        raise UserError(f"--nodes: got {what}, need one recipe run once: nothing would keep the nodes in step")
     if args.resume and repeats > 1:
         raise UserError(f"--resume: got {repeats} repeats, need 1: each has a run of its own")
     if repeats > 1:
@@ -49,7 +55,7 @@ def run_command(
     _say(f"run {loaded.data['name']} ({what}, recipe {loaded.digest[:8]}{times})")
     results: list[_Result] = []
     for repeat in range(1, repeats + 1):
-        job = _job(loaded, args, command, repeat=repeat, of=repeats, task_module=task_module)
+        job = replace(_job(loaded, args, command, repeat=repeat, of=repeats, task_module=task_module), nodes=nodes)
         _say(f"repeat {repeat}/{repeats}: {job.run_dir}" if repeats > 1 else f"folder: {job.run_dir}")
         results.append(_run_once(job, stages, bool(loaded.data.get("report"))))
     code = next((c for c in (_exit_code(r) for r in results) if c != PASS), PASS)
@@ -142,9 +148,11 @@ def _text(results: list[_Result]) -> str:
 
 
 def _log_of(result: _Result) -> Path:
-    """The log of the stage that failed (the last one that ran), or of the run itself."""
-    children = result.record.children
-    return (result.run_dir / children[-1] if children else result.run_dir / records.FILE_NAME).parent / "log.txt"
+    """The log of the stage that failed (the last one that ran), of the rank that failed, or of the run itself."""
+    children, rank = result.record.children, result.record.failing_rank
+    if rank is not None and not children:
+        return rank_log(result.run_dir, rank)
+    return (result.run_dir / children[-1] if children else result.run_dir / records.FILE_NAME).parent / LAUNCHER_LOG
 
 
 def _say(text: str) -> None:

@@ -2,70 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import memory_cap, tensors
 from bench import record as records
+from bench import tensors
 from bench.child_env import full_environment
+from bench.cluster import cluster_of
 from bench.codes import FAILED, PASS, UNSTEADY, USAGE
 from bench.environment import code, code_root, collect
-from bench.events import FILE_NAME, read_events
-from bench.memory import CAPPED_TEXT, OOM_TEXT, memory_of
+from bench.events import FILE_NAME, fields_of, last
+from bench.job import Job
 from bench.npu import DeviceWatch
-from bench.phases import largest_process_peak, with_phases
-from bench.process import Ended, remove_partial_files, run_process
+from bench.process import Ended, remove_partial_files
 from bench.record import Record
 from bench.record_parts import Summary
+from bench.start import Left, left_by_one, left_by_ranks, run_child, run_ranks
 from bench.timer import compile_seconds, first_not_finite, summarize
 from bench.utilisation import metrics_of
 from core.errors import UserError
-from core.files import write_text
 
-_TAIL_LINES, _TAIL_CHARS = 40, 6000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One process run: ``data`` is the effective recipe, ``run_dir`` a folder without a record.
-
-    ``recorded``: the recipe as the record shows it when it differs from what runs (``@stage`` references unresolved).
-    ``time_left``: seconds that remain to the pipeline it belongs to.
-    ``memory_cap``: bytes that the process may take (``bench.memory_cap``). ``notes`` are added to the record's.
-    ``task_module`` replaces the kind's task; only tests set it.
-    """
-
-    kind: str
-    name: str
-    data: dict[str, Any]
-    digest: str
-    run_dir: Path
-    command: tuple[str, ...]
-    id: str | None = None
-    recorded: dict[str, Any] | None = None
-    origins: dict[str, str] = field(default_factory=dict)
-    repeat: int = 1
-    of: int = 1
-    forward: bool = False
-    require_steady: bool = False
-    time_left: float | None = None
-    memory_cap: int | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
-    task_module: str | None = None
-
-    @property
-    def out(self) -> Path:
-        """Absolute output folder: the recipe's ``output.folder`` or ``<run dir>/out``."""
-        folder = (self.data.get("output") or {}).get("folder")
-        return Path(folder).absolute() if folder else (self.run_dir / "out").absolute()
+_NO_CARD = "ran on the CPU: there is no card"
 
 
 def refuse_simulation(variables: Mapping[str, str] = os.environ) -> None:
@@ -102,75 +65,51 @@ def claim_run_dir(folder: Path) -> Path:
 def run_job(job: Job) -> Record:
     """Runs the job and returns its record, written to ``job.run_dir``; KeyboardInterrupt after writing it."""
     refuse_simulation()
+    cluster = cluster_of(job.runtime, job.nodes)
     env = full_environment(job.data, code_root())
     reasons: dict[str, str] = {}
     environment, more = collect(env)
     facts = {"environment": environment, "code": code(reasons), "started": utc_now()}
-    watch = DeviceWatch(wanted=_runtime(job).get("device") == "ascend")
+    watch = DeviceWatch(wanted=job.runtime.get("device") == "ascend")
     with _terminal() as terminal, watch:
-        ended = _run_child(job, env, terminal)
-    if ended.signal or ended.interrupted or ended.timed_out:
-        remove_partial_files([job.run_dir, job.out], ended.pid)
+        if cluster is None:
+            ended = run_child(job, env, terminal)
+            left = left_by_one(job, ended)
+        else:
+            ended, ranks = run_ranks(job, cluster, env, terminal)
+            left = left_by_ranks(job, cluster, ended, ranks)
+    if ended.signal or ended.interrupted or ended.timed_out or ended.stopped or left.status != "ok":
+        for pid in left.pids:
+            remove_partial_files([job.run_dir, job.out], pid)
     facts["device_level"] = watch.result()
-    record = _record_of(job, ended, facts, reasons | more)
+    record = _record_of(job, ended, left, facts, reasons | more)
     records.write(record, job.run_dir)
     if ended.interrupted:
         raise KeyboardInterrupt
     return record
 
 
-def _run_child(job: Job, env: dict[str, str], terminal: int | None) -> Ended:
-    description = {
-        "kind": job.kind,
-        "recipe": job.data,
-        "recipe_digest": job.digest,
-        "out": str(job.out),
-        "seed": _seed(job),
-        "parent_pid": os.getpid(),
-        "terminal_fd": terminal,
-        "memory_cap": job.memory_cap,
-        "task_module": job.task_module,
-    }
-    write_text(job.run_dir / "job.json", json.dumps(description, indent=1) + "\n")
-    (job.run_dir / FILE_NAME).unlink(missing_ok=True)
-    return run_process(
-        [sys.executable, "-m", "bench.child", str(job.run_dir.absolute())],
-        env=env,
-        log=job.run_dir / "log.txt",
-        timeout=min((t for t in (_runtime(job).get("timeout_s"), job.time_left) if t is not None), default=None),
-        forward=job.forward,
-        pass_fds=() if terminal is None else (terminal,),
-    )
-
-
-def _record_of(job: Job, ended: Ended, facts: dict[str, Any], reasons: dict[str, str]) -> Record:
-    events, damaged = read_events(job.run_dir / FILE_NAME)
-    parts = gather(events, job.run_dir)
-    if groups := tensors.groups_of(events):
+def _record_of(job: Job, ended: Ended, left: Left, facts: dict[str, Any], reasons: dict[str, str]) -> Record:
+    parts = gather(left.events, job.run_dir)
+    if groups := tensors.groups_of(left.events):
         parts["digests"] |= {tensors.FILE_NAME: tensors.write(job.run_dir, groups)}
-    cards = None if _runtime(job).get("device", "cpu") == "cpu" else int(_runtime(job).get("workers") or 1)
-    roofline = last(events, "roofline")
+    cards = None if job.runtime.get("device", "cpu") == "cpu" else int(job.runtime.get("workers") or 1)
+    roofline = last(left.events, "roofline")
     parts["metrics"] = metrics_of(parts["steps"], roofline, cards=cards) | parts["metrics"]
     if roofline is not None:
         parts["notes"]["roofline"] = {key: value for key, value in roofline.items() if key != "type"}
-    summary, more = summarize(parts["steps"], cards=cards, no_cards_reason="ran on the CPU: there is no card")
+    parts["notes"] |= left.notes | job.notes
+    summary, more = summarize(parts["steps"], cards=cards, no_cards_reason=_NO_CARD, dealt=left.dealt)
     reasons |= more
     compiling, why = compile_seconds(parts["steps"], parts["stages"])
     if why:
         reasons["compile_seconds"] = why
-    peaks = [peak for peak in (ended.peak_bytes, largest_process_peak(by_type(events, "phase"))) if peak]
-    memory, more = memory_of(max(peaks, default=None), last(events, "memory"))
+    memory, more = left.memory
     reasons |= more
-    memory = with_phases(memory, reasons, by_type(events, "phase"))
-    tail = log_tail(job.run_dir / "log.txt")
-    capped = last(events, "memory_cap")
-    if capped is not None:
-        parts["notes"]["memory_cap"] = {key: capped[key] for key in ("bytes", "by")}
-        memory_cap.clean(capped)
-    parts["notes"] |= job.notes
-    status, reason = classify(ended, last(events, "end"), tail, capped=capped is not None)
+    exit_code, signal = _how_it_ended(ended, left)
+    status, reason = left.status, left.reason
     if status == "ok":
-        status, reason = _validity(job, parts["steps"], summary, damaged, reasons.get("summary.steady"))
+        status, reason = _validity(job, parts["steps"], summary, left.damaged, reasons.get("summary.steady"))
     return records.make(
         id=job.id or job.run_dir.name,
         status=status,
@@ -182,19 +121,31 @@ def _record_of(job: Job, ended: Ended, facts: dict[str, Any], reasons: dict[str,
         origins=job.origins,
         command=job.command,
         seconds=ended.seconds,
-        exit_code=ended.exit_code,
-        signal=ended.signal,
+        exit_code=exit_code,
+        signal=signal,
         repeat={"index": job.repeat, "of": job.of},
-        seeds={"recipe": _seed(job)},
+        seeds={"recipe": job.seed},
         compile_seconds=compiling,
         summary=summary,
         memory=memory,
-        load=by_type(events, "load")[-1] if by_type(events, "load") else None,
+        load=fields_of(last(left.events, "load")),
         null_reasons=reasons,
-        log_tail=None if status == "ok" else tail,
+        ranks=left.ranks,
+        failing_rank=left.failing_rank,
+        log_tail=None if status == "ok" else left.tail,
         **facts,
         **parts,
     )
+
+
+def _how_it_ended(ended: Ended, left: Left) -> tuple[int | None, str | None]:
+    """Exit code and signal: those of the rank to blame, since msrun's own are the same whatever happened."""
+    if left.failing_rank is None:
+        if not left.ranks or ended.signal:
+            return ended.exit_code, ended.signal
+        return (PASS if left.status == "ok" else ended.exit_code or FAILED), None
+    blamed = next(row for row in left.ranks if row.rank == left.failing_rank)
+    return blamed.exit_code, blamed.signal
 
 
 def _validity(job: Job, steps: list, summary: Summary, damaged: bool, unproven: str | None) -> tuple[str, str | None]:
@@ -207,46 +158,6 @@ def _validity(job: Job, steps: list, summary: Summary, damaged: bool, unproven: 
         moved = f"step times moved by {100 * (summary.drift or 0):+.0f} % from the first to the last third"
         return "unsteady", unproven or moved
     return "ok", None
-
-
-def _seed(job: Job) -> int:
-    return int(job.data.get("seed") or 0)
-
-
-def _runtime(job: Job) -> dict[str, Any]:
-    return job.data.get("runtime") or {}
-
-
-def classify(ended: Ended, end: dict | None, tail: str, *, capped: bool = False) -> tuple[str, str | None]:
-    """Status and reason from how the process ended, its own last event and the end of its log.
-
-    ``capped``: it ran under a memory cap, where a thread that can't be started is a lack of memory as well.
-    """
-    how = f"killed by {ended.signal}" if ended.signal else f"exit code {ended.exit_code}"
-    if ended.timed_out:
-        return "timeout", f"stopped after {ended.seconds:.1f} s: longer than runtime.timeout_s allows"
-    if ended.interrupted:
-        return "failed", "interrupted by the user"
-    if ended.oom_killer:
-        return "oom", f"killed by the kernel for lack of memory ({ended.oom_killer})"
-    if end is None:
-        return _died(ended, how, tail, CAPPED_TEXT if capped else OOM_TEXT)
-    if capped and end["status"] == "failed" and (found := CAPPED_TEXT.search(end["reason"] or "")):
-        return "oom", f"{end['reason']} (the memory cap left no room: {found[0]!r})"
-    clean = ended.signal is None and (ended.exit_code == 0) == (end["status"] == "ok")
-    return (end["status"], end["reason"]) if clean else ("failed", f"the task ended, then the process died: {how}")
-
-
-def _died(ended: Ended, how: str, tail: str, out_of_memory: re.Pattern[str]) -> tuple[str, str]:
-    """Status and reason of a process that could not say how its task ended."""
-    if found := out_of_memory.search(tail):
-        return "oom", f"{how}; the log says {found[0]!r}"
-    if ended.exit_code == 0:
-        return "failed", "the process ended with exit code 0 in the middle of its task"
-    lines = [line.strip() for line in tail.splitlines() if line.strip()]
-    # The last lines of a crash are often a list of modules or frames.
-    telling = [line for line in lines if "error" in line.lower()] or lines
-    return "failed", f"{how} in the middle of the task; log: {telling[-1] if telling else 'empty'}"
 
 
 def gather(events: list[dict], run_dir: Path) -> dict[str, Any]:
@@ -270,22 +181,6 @@ def relative_to(path: Path, folder: Path) -> str:
     """``path`` relative to ``folder`` with forward slashes when it lies inside, else as it is."""
     root = folder.absolute()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-
-
-def by_type(events: list[dict], kind: str) -> list[dict]:
-    """The fields of the events of a type, in order."""
-    return [{key: value for key, value in event.items() if key != "type"} for event in events if event["type"] == kind]
-
-
-def last(events: list[dict], kind: str) -> dict | None:
-    """The last event of a type, None when there is none."""
-    return next((e for e in reversed(events) if e["type"] == kind), None)
-
-
-def log_tail(path: Path) -> str:
-    """The last lines of a log, bounded in lines and characters."""
-    text = path.read_bytes()[-4 * _TAIL_CHARS :].decode("utf-8", errors="replace") if path.exists() else ""
-    return "\n".join(text.splitlines()[-_TAIL_LINES:])[-_TAIL_CHARS:]
 
 
 def utc_now() -> str:

@@ -17,10 +17,13 @@ MIN_STEPS_FOR_STEADY = 9
 _RATES = ("samples", "frames", "tokens")
 
 
-def summarize(steps: Sequence[Step], *, cards: int | None, no_cards_reason: str) -> tuple[Summary, dict[str, str]]:
+def summarize(
+    steps: Sequence[Step], *, cards: int | None, no_cards_reason: str, dealt: bool = False
+) -> tuple[Summary, dict[str, str]]:
     """Summary of ``steps`` and the reason of each null in it, keyed ``summary.<field>``.
 
     ``cards`` divides the rates; None (no accelerator took part) makes the per-card rates null for ``no_cards_reason``.
+    ``dealt``: each step is one rank's own, so that its rate is one card's and the run's is not known from steps.
     """
     counted = [s for s in steps if not EXCLUDED_TAGS & set(s.tags) and s.seconds > 0]
     values: dict = {"steps_counted": len(counted), "steps_excluded": len(steps) - len(counted)}
@@ -36,7 +39,9 @@ def summarize(steps: Sequence[Step], *, cards: int | None, no_cards_reason: str)
         "step_seconds_max": max(seconds),
     }
     for what in _RATES:
-        found, why = _rate(counted, what, cards, no_cards_reason)
+        found, why = _rate(counted, what, 1 if dealt and cards else cards, no_cards_reason)
+        if dealt and found.pop(f"{what}_per_second", None):
+            why[f"summary.{what}_per_second"] = "the steps were dealt to several ranks: each is one rank's own"
         values |= found
         reasons |= why
     _steadiness(seconds, values, reasons)

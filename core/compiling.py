@@ -71,16 +71,20 @@ def _per_signature(fn: Callable, build: Callable, again: Callable | None = None)
     cache: dict = {}
 
     def call(p: dict, *tensors, **static):
+        source = getattr(p, "source", None)
+        if source is not None and build is _flat_compiled:
+            p, source = p.whole(), None  # type: ignore[attr-defined]  # only core.model.Handed has a source
         if runtime.mode == "pynative" and build is _flat_compiled:
             return fn(p, *tensors, **static)
         absent = tuple(t is None for t in tensors)
         frozen = getattr(p, "frozen", frozenset())
-        key = (tuple(p), frozen, absent, tuple(sorted(static.items())), runtime.mode, runtime.jit_level)
+        key = (tuple(p), frozen, absent, tuple(sorted(static.items())), runtime.mode, runtime.jit_level, source)
         if key not in cache:
             count = absent.count(False)
             wanted = (*range(count), *(count + i for i, name in enumerate(p) if name not in frozen))
             flats = [_flat(f, tuple(p), absent, static) for f in (fn, again) if f is not None]
-            cache[key] = build(*flats, wanted=wanted)
+            places = () if source is None else tuple(count + tuple(p).index(name) for name in source.names)
+            cache[key] = build(*flats, wanted=wanted, source=source, places=places)
         return cache[key](*[t for t in tensors if t is not None], *p.values())
 
     return call
@@ -108,7 +112,10 @@ def _flat(fn: Callable, names: tuple, absent: tuple, static: dict) -> Callable:
     return flat
 
 
-def _flat_compiled(flat: Callable, wanted: tuple[int, ...] = ()) -> Callable:
+def _flat_compiled(
+    flat: Callable, wanted: tuple[int, ...] = (), source: Any = None, places: tuple[int, ...] = ()
+) -> Callable:
+    assert source is None
     return ms.jit(flat, jit_level=runtime.jit_level)
 
 
@@ -116,10 +123,15 @@ class _Recomputed(nn.Cell):
     """A custom ``bprop`` keeps inputs and output only; it differentiates the function anew.
 
     With ``keeping`` it differentiates that one instead, which also gets what ``flat`` returns behind its pair.
+    With ``source`` the inputs at ``places`` are parts of parameters, whole only while a pass computes with them.
     """
 
-    def __init__(self, flat: Callable, keeping: Callable | None = None, *, wanted: tuple[int, ...]):
+    def __init__(
+        self, flat: Callable, keeping: Callable | None = None, *, wanted: tuple[int, ...], source: Any = None,
+        places: tuple[int, ...] = (),
+    ):  # fmt: skip
         super().__init__()
+        self._source, self._places = source, places
         again = flat if keeping is None else keeping
 
         # The gradient of sum(output * g) is the output's gradient g carried back, here to chosen inputs only.
@@ -144,20 +156,31 @@ class _Recomputed(nn.Cell):
         wrap = _flat_compiled if runtime.mode == "graph" else lambda f: f
         self._flat, self._one, self._pair = wrap(flat), wrap(backward_one), wrap(backward_pair)
 
+    def _whole(self, values):
+        if self._source is None:
+            return values
+        full = self._source.gather([values[place] for place in self._places])
+        found = dict(zip(self._places, full, strict=True))
+        return [found.get(place, value) for place, value in enumerate(values)]
+
     def construct(self, *values):
-        return self._flat(*values)
+        return self._flat(*self._whole(values))
 
     def bprop(self, *values):
         """``values``: the inputs, the output, the output's gradient (of one tensor or a pair and what is kept)."""
         gradient = values[-1]
         # Detached: in PyNative the inner differentiation would otherwise touch gradients the outer one has collected.
-        inputs = [_ops.stop_gradient(v) for v in values[:-2]]
+        inputs = self._whole([_ops.stop_gradient(v) for v in values[:-2]])
         pair = isinstance(gradient, tuple)
         kept = [_ops.stop_gradient(v) for v in values[-2][2:]] if pair else []
         found = self._pair(*inputs, *kept, *gradient[:2]) if pair else self._one(*inputs, gradient)
         gradients: list = [None] * len(inputs)
         for position, value in zip(self._wanted, found, strict=True):
             gradients[position] = value
+        if self._source is not None:
+            parts = self._source.scatter([gradients[place] for place in self._places])
+            for place, part in zip(self._places, parts, strict=True):
+                gradients[place] = part
         return tuple(gradients)
 
 

@@ -186,6 +186,7 @@ def _give(model: Model, module: str) -> None:
     adapter: Adapter = model.adapter
     rank = adapter.modules[module]
     down, up = adapter.parameters[down_name(module)], adapter.parameters[up_name(module)]
+    fetch = model.fetch
     folded, shape = module in _FOLDED, layers(model.table)[module]
 
     def scaled(up):
@@ -193,7 +194,8 @@ def _give(model: Model, module: str) -> None:
         return up if factor == 1.0 else up * factor
 
     def fold(weight):
-        term = mint.matmul(scaled(up).reshape(shape[0], -1), down.reshape(rank.rank, -1))
+        own_up, own_down = fetch([up_name(module), down_name(module)])
+        term = mint.matmul(scaled(own_up).reshape(shape[0], -1), own_down.reshape(rank.rank, -1))
         return weight.astype(ms.float32) + term.reshape(shape)
 
     model.add(down, handed_out=not folded)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import mindspore as ms
@@ -30,11 +30,19 @@ def initial_array(name: str, spec: ParamSpec, seed: int) -> np.ndarray:
 
 
 class Handed(dict[str, ms.Tensor]):
-    """What ``Model.block`` hands out, and which of it is not trained."""
+    """What ``Model.block`` hands out, and which of it is not trained.
 
-    def __init__(self, tensors: Mapping[str, ms.Tensor], frozen: frozenset[str]):
+    With a ``source`` the tensors that it names are parts: ``source.gather`` makes them whole where they are used and
+    ``source.scatter`` takes their gradients apart (``core.parallel.zero.Gathering``).
+    """
+
+    def __init__(self, tensors: Mapping[str, ms.Tensor], frozen: frozenset[str], source: Any = None, whole: Any = None):
         super().__init__(tensors)
-        self.frozen = frozen
+        self.frozen, self.source, self._whole = frozen, source, whole
+
+    def whole(self) -> Handed:
+        """The same with whole tensors, through which gradients pass."""
+        return self if self.source is None else self._whole()
 
 
 class Model(nn.Cell):
@@ -54,6 +62,7 @@ class Model(nn.Cell):
         self.source_types: dict[str, int] = {}  # stored type -> tensors, of the checkpoint that was loaded
         self.adapter: Any = None  # what core.lora keeps here while a LoRA is attached
         self.hand_out: dict[str, Callable] = {}  # name -> function of the parameter, applied where block hands it out
+        self._storage: Any = None  # who holds the trained parameters where several processes do (core.parallel.zero)
         self._hidden: set[str] = set()
         self._types: dict[str, ms.Type] = {}  # of parameters from outside
         self._blocks: dict[tuple, dict[str, tuple[str, ms.Parameter]]] = {}
@@ -100,6 +109,17 @@ class Model(nn.Cell):
         self._hidden.discard(name)
         self._blocks.clear()
 
+    def keep_in(self, storage: Any) -> None:
+        """Hands out what ``storage`` keeps (``core.parallel.zero.Zero``) in place of the parameters of its names."""
+        self._storage = storage
+        self._blocks.clear()
+
+    def replace(self, name: str, part: ms.Parameter) -> None:
+        """Puts a part in the place of parameter ``name``, whose memory is free then."""
+        self._params[name] = part
+        self._types[name] = part.dtype
+        self._blocks.clear()
+
     def block(self, *prefixes: str, keep_prefix: bool = False) -> Handed:
         """Tensors whose names begin with one of ``prefixes`` and a dot, keyed by the rest of the name (or the whole).
 
@@ -115,12 +135,33 @@ class Model(nn.Cell):
                 if name.startswith(prefix + ".") and name not in self._hidden
             }
         held = self._blocks[key]
+        kept = [] if self._storage is None else [s for s, (name, _) in held.items() if self._storage.keeps(name)]
         # What a rule made may depend on trained parameters.
-        frozen = frozenset(short for short, (name, q) in held.items() if name not in self.hand_out and not _trained(q))
-        return Handed({short: self._handed_out(name, q) for short, (name, q) in held.items()}, frozen)
+        frozen = frozenset(
+            s for s, (name, q) in held.items() if name not in self.hand_out and s not in kept and not _trained(q)
+        )
 
-    def _handed_out(self, name: str, parameter: ms.Parameter) -> ms.Tensor:
+        def whole() -> Handed:
+            full = self.fetch([held[s][0] for s in kept]) if kept else []
+            given = dict(zip(kept, full, strict=True))
+            return Handed({s: self._handed_out(name, q, given.get(s)) for s, (name, q) in held.items()}, frozen)
+
+        if not kept or not self._storage.lazy() or any(name in self.hand_out for name, _ in held.values()):
+            return whole()
+        parts = {s: self._storage.part(held[s][0]) for s in kept}
+        rest = {s: self._handed_out(name, q, None) for s, (name, q) in held.items() if s not in kept}
+        source = self._storage.gathering([held[s][0] for s in kept], kept)
+        return Handed({s: parts[s] if s in parts else rest[s] for s in held}, frozen, source, whole)
+
+    def fetch(self, names: Sequence[str]) -> list[ms.Tensor]:
+        """Whole parameters in their stored type, through which gradients pass."""
+        kept = self._storage is not None and all(self._storage.keeps(name) for name in names)
+        return self._storage.full(names) if kept else [self._params[name] for name in names]
+
+    def _handed_out(self, name: str, parameter: ms.Parameter, full: ms.Tensor | None) -> ms.Tensor:
         rule = self.hand_out.get(name)
+        if full is not None:
+            return (full if rule is None else rule(full)).astype(self.compute_dtype)
         # Types and names are looked up: to ask a parameter waits until all pending work is done (MindSpore 2.10).
         if rule is None and self._types.get(name, self.param_dtype) == self.compute_dtype:
             return parameter.view(parameter.shape)

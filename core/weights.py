@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
     "CogVideoXDDIMScheduler": CogVideoXDDIMScheduler,
     "CogVideoXDPMScheduler": CogVideoXDPMScheduler,
 }
+Read = Callable[[str], np.ndarray]
 _TYPES = {"fp32": ms.float32, "bf16": ms.bfloat16, "fp16": ms.float16}
 _M = TypeVar("_M", bound=Model)
 _DIFFUSERS_STEM, _TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
@@ -116,19 +117,29 @@ def parameter_array(model: Model, name: str) -> np.ndarray:
     return model.parameters_dict()[name].astype(ms.float32).asnumpy()
 
 
-def _save(model: Model, directory: str | Path, stem: str, dtype: str, max_shard_bytes: int) -> None:
+def _save(
+    model: Model, directory: str | Path, stem: str, dtype: str, max_shard_bytes: int, read: Read | None = None
+) -> None:
     parameters = model.parameters_dict()
-    write_checkpoint(
-        directory, stem, model.table, lambda name: parameters[name].astype(ms.float32).asnumpy(),
-        dtype=dtype, max_shard_bytes=max_shard_bytes,
-    )  # fmt: skip
+
+    def own(name: str) -> np.ndarray:
+        return parameters[name].astype(ms.float32).asnumpy()
+
+    write_checkpoint(directory, stem, model.table, read or own, dtype=dtype, max_shard_bytes=max_shard_bytes)
 
 
 def save_transformer(
-    model: CogVideoXTransformer3DModel, directory: str | Path, dtype: str = "fp32", max_shard_bytes: int = 5_000_000_000
+    model: CogVideoXTransformer3DModel,
+    directory: str | Path,
+    dtype: str = "fp32",
+    max_shard_bytes: int = 5_000_000_000,
+    read: Read | None = None,
 ) -> None:
-    """Writes a folder that ``diffusers.CogVideoXTransformer3DModel.from_pretrained`` loads."""
-    _save(model, directory, _DIFFUSERS_STEM, dtype, max_shard_bytes)
+    """Writes a folder that ``diffusers.CogVideoXTransformer3DModel.from_pretrained`` loads.
+
+    ``read`` gives each parameter's fp32 array, in the table's order, where the model does not hold it whole.
+    """
+    _save(model, directory, _DIFFUSERS_STEM, dtype, max_shard_bytes, read)
     write_config(Path(directory) / "config.json", "CogVideoXTransformer3DModel", model.config.to_dict())
 
 
@@ -176,11 +187,11 @@ def save_model_index(directory: str | Path, scheduler: str = "CogVideoXDDIMSched
     write_config(Path(directory) / "model_index.json", "CogVideoXPipeline", parts)
 
 
-def parameter_digest(model: Model) -> str:
-    """SHA-256 over names, shapes and float32 bytes of all parameters, in the table's order."""
+def parameter_digest(model: Model, read: Read | None = None) -> str:
+    """SHA-256 over names, shapes and float32 bytes of all parameters, in the table's order; ``read`` as for saving."""
     digest = hashlib.sha256()
     for name in model.table:
-        array = np.ascontiguousarray(parameter_array(model, name))
+        array = np.ascontiguousarray(parameter_array(model, name) if read is None else read(name))
         digest.update(f"{name} {array.shape}\n".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -23,7 +23,8 @@ def run(recipe: Any, ctx: RunContext) -> None:
     with ctx.stage("load_vae"):
         vae = models.vae(recipe.vae.dtype)
     root = Path(recipe.latents) if Path(recipe.latents).is_dir() else files[0].parent
-    for row, path in enumerate(ctx.progress(files, "decode", total=len(files)), start=1):
+    mine = ctx.mine(list(enumerate(files, start=1)))
+    for row, path in ctx.progress(mine, "decode", total=len(mine)):
         try:
             latents, fps = _read(path, vae.config.scaling_factor, vae.config.latent_channels)
             stem = path.relative_to(root).with_suffix("").as_posix()

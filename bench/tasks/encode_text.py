@@ -36,7 +36,7 @@ def run(recipe: Any, ctx: RunContext) -> None:
 
     A row without caption, or a file made by other settings, is reported with ``ctx.row_failed`` and the rest goes on.
     """
-    jobs = _jobs(recipe, ctx)
+    jobs = ctx.mine(_jobs(recipe, ctx))
     models = Models(recipe, ctx)
     with ctx.stage("load"):
         encoder, tokenizer = models.text_encoder()
@@ -55,7 +55,9 @@ def run(recipe: Any, ctx: RunContext) -> None:
     batches = [work[start : start + size] for start in range(0, len(work), size)]
     with ctx.stage("text_encode", items=len(work)):
         for index, batch in enumerate(ctx.progress(batches, "texts", total=len(batches))):
-            _encode(index, batch, encoder, ctx, first=len(batch) not in {len(done) for done in batches[:index]})
+            # Numbers of other ranks' batches lie between.
+            number = index * ctx.rank.of + ctx.rank.index
+            _encode(number, batch, encoder, ctx, first=len(batch) not in {len(done) for done in batches[:index]})
 
 
 def _encode(index: int, batch: list, encoder: Any, ctx: RunContext, *, first: bool) -> None:

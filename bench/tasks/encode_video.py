@@ -45,7 +45,8 @@ def run(recipe: Any, ctx: RunContext) -> None:
     with ctx.stage("load"):
         encoder = _Encoder(recipe, ctx, models.vae(recipe.vae.dtype))
     with ctx.stage("vae_encode", items=len(manifest)):
-        for index, row in enumerate(ctx.progress(manifest, "clips", total=len(manifest))):
+        mine = ctx.mine(list(enumerate(manifest)))
+        for index, row in ctx.progress(mine, "clips", total=len(mine)):
             try:
                 encoder.encode_row(index, row)
             except cache.OutputError:

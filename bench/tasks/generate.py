@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from bench.flops import transformer as flops_of_transformer
 from bench.tasks import work
 from bench.tasks.inputs import batched, read_prompts, slug
 from bench.tasks.models import Models, tiling_of
+from bench.tasks.processes import processes_of, share_transformer, share_vae
 from core.data import shapes
 from core.errors import UserError
 from core.files import atomic_path
@@ -41,17 +41,29 @@ class _Made:
 def run(recipe: Any, ctx: RunContext) -> None:
     """Encodes the prompts, denoises every video, then decodes; each component is released before the next loads."""
     models = Models(recipe, ctx)
+    processes = processes_of(recipe)
     text = _encode(recipe, ctx, models)
-    made = _denoise(recipe, ctx, models, text)
+    made = _denoise(recipe, ctx, models, text, processes)
     if recipe.save.decode:
         with ctx.stage("load_vae"):
             vae = models.vae(recipe.vae.dtype)
-        rows = []
+            share_vae(vae, processes)
         for item in ctx.progress(made, "decode", total=len(made)):
-            path = write_video(ctx, vae, recipe, item.latents, item.stem, item.prompt, recipe.video.fps)
-            rows.append((path.name, item.prompt))
+            write_video(
+                ctx, vae, recipe, item.latents, item.stem, item.prompt, recipe.video.fps, keep=_keeps(processes)
+            )
         # Last, so that it never names a video that isn't there; the layout of make-clips, for the judge.
-        ctx.artifact("table", shapes.write_csv(ctx.out, rows), rows=len(rows))
+        processes.world.wait()
+        if ctx.rank.index == 0:
+            rows = [(_video_name(recipe, job.stem), job.prompt) for job in _jobs(recipe, text)]
+            ctx.artifact("table", shapes.write_csv(ctx.out, rows), rows=len(rows))
+    if processes.world.size > 1:
+        ctx.note("traffic", {"videos": len(made), "sent": processes.traffic.table()})
+
+
+def _keeps(processes: Any) -> bool:
+    """Whether this rank writes what its group made: the first of each group."""
+    return processes.sequence.index == 0
 
 
 def _encode(recipe: Any, ctx: RunContext, models: Models) -> _Text:
@@ -88,35 +100,57 @@ def _encode(recipe: Any, ctx: RunContext, models: Models) -> _Text:
     return _Text(prompts=prompts, embeds=embeds, negative=negative)
 
 
-def _denoise(recipe: Any, ctx: RunContext, models: Models, text: _Text) -> list[_Made]:
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """Video ``number`` of the run, made from prompt ``index``."""
+
+    number: int
+    index: int
+    prompt: str
+    stem: str
+
+
+def _jobs(recipe: Any, text: _Text) -> list[_Job]:
+    count = recipe.num_videos_per_prompt
+    jobs = []
+    for index, prompt in enumerate(text.prompts):
+        for copy in range(count):
+            stem = f"{index:03d}-{slug(prompt)}" + (f"-{copy}" if count > 1 else "")
+            jobs.append(_Job(number=len(jobs), index=index, prompt=prompt, stem=stem))
+    return jobs
+
+
+def _denoise(recipe: Any, ctx: RunContext, models: Models, text: _Text, processes: Any) -> list[_Made]:
+    """The videos of this rank's group; groups take turns at the jobs."""
     from core.sample import generate  # noqa: PLC0415
 
     with ctx.stage("load_transformer"):
         transformer = models.transformer()
+        share_transformer(transformer, processes)
     scheduler = models.scheduler(transformer.config, recipe.sampling.sampler)
     vae_config = models.vae_config(transformer.config)
     given = batched(recipe.inputs.latents, ("latents",), 5) if recipe.inputs.latents else None
-    count = recipe.num_videos_per_prompt
-    if given is not None and len(given) not in (1, len(text.prompts) * count):
-        raise UserError(f"inputs.latents: got {len(given)} sets, need 1 or {len(text.prompts) * count} (one a video)")
-    jobs = [(p, n) for p in range(len(text.prompts)) for n in range(count)]
+    jobs = _jobs(recipe, text)
+    if given is not None and len(given) not in (1, len(jobs)):
+        raise UserError(f"inputs.latents: got {len(given)} sets, need 1 or {len(jobs)} (one a video)")
+    mesh = processes.mesh
+    mine = jobs[mesh.row(processes.rank) :: mesh.data]
     made, clock = [], _StepClock(ctx, *_step_size(recipe, transformer.config, vae_config, text))
-    for number, (index, copy) in enumerate(ctx.progress(jobs, "denoise", total=len(jobs))):
-        prompt = text.prompts[index]
-        negative = None if text.negative is None else text.negative[index % len(text.negative)][None]
-        stem = f"{index:03d}-{slug(prompt)}" + (f"-{copy}" if count > 1 else "")
+    for job in ctx.progress(mine, "denoise", total=len(mine)):
+        negative = None if text.negative is None else text.negative[job.index % len(text.negative)][None]
         with ctx.stage("denoise", items=1, frames=recipe.video.frames):
-            clock.start()
+            clock.start(job.number * recipe.sampling.steps)
             latents = generate(
                 transformer=transformer, scheduler=scheduler, vae_config=vae_config,
                 height=recipe.video.height, width=recipe.video.width, num_frames=recipe.video.frames,
-                sampling=_sampling(recipe), prompt_embeds=text.embeds[index][None], negative_prompt_embeds=negative,
-                latents=None if given is None else given[number % len(given)][None],
-                seed=recipe.seed, first_video=number, output_type="latents", on_step=clock.tick,
+                sampling=_sampling(recipe), prompt_embeds=text.embeds[job.index][None], negative_prompt_embeds=negative,
+                latents=None if given is None else given[job.number % len(given)][None],
+                seed=recipe.seed, first_video=job.number, output_type="latents", on_step=clock.tick,
             )[0]  # fmt: skip
-        ctx.digest(f"latents/{stem}", latents)
-        _save_latents(recipe, ctx, latents, stem, prompt)
-        made.append(_Made(prompt=prompt, stem=stem, latents=latents))
+        ctx.digest(f"latents/{job.stem}", latents)
+        if _keeps(processes):
+            _save_latents(recipe, ctx, latents, job.stem, job.prompt)
+        made.append(_Made(prompt=job.prompt, stem=job.stem, latents=latents))
     ctx.note("sampler", {"class": type(scheduler).__name__, "timesteps": scheduler.timesteps.tolist()})
     return made
 
@@ -145,18 +179,21 @@ class _StepClock:
     """Turns the sampler's step callbacks into recorded steps; the first of the run compiles."""
 
     def __init__(self, ctx: RunContext, config: Any, size: Size):
-        self._ctx, self._index, self._last = ctx, 0, 0.0
+        self._ctx, self._index, self._last, self._compiled = ctx, 0, 0.0, False
         self._flops = work.inference(ctx, flops_of_transformer(config, size))
         self._tokens = size.batch * (size.text_tokens + size.video_tokens(config))
 
-    def start(self) -> None:
+    def start(self, index: int) -> None:
+        """The next steps are numbered from ``index``."""
+        self._index = index
         synchronize()
         self._last = time.perf_counter()
 
     def tick(self, _index: int, timestep: int, latents: Any) -> None:
         synchronize()
         seconds = time.perf_counter() - self._last
-        tags = ("compile",) if self._index == 0 else ()
+        tags = () if self._compiled else ("compile",)
+        self._compiled = True
         extra = {"timestep": timestep, "latents": array_digest(latents.asnumpy()), **self._flops}
         self._ctx.step(self._index, seconds, tags=tags, tokens=self._tokens, extra=extra)
         # Hashing is not part of the next step.
@@ -173,19 +210,33 @@ def _save_latents(recipe: Any, ctx: RunContext, latents: np.ndarray, stem: str, 
 
 
 def write_video(
-    ctx: RunContext, vae: Any, recipe: Any, latents: np.ndarray, stem: str, prompt: str, fps: float
-) -> Path:
-    """Decodes scaled latents ``[F, C, H, W]`` and writes ``<out>/<stem>.<format>``."""
+    ctx: RunContext,
+    vae: Any,
+    recipe: Any,
+    latents: np.ndarray,
+    stem: str,
+    prompt: str,
+    fps: float,
+    *,
+    keep: bool = True,
+) -> None:
+    """Decodes scaled latents ``[F, C, H, W]`` and writes ``<out>/<stem>.<format>``; without ``keep`` only decodes."""
     from core.data.video_writer import save_video  # noqa: PLC0415
     from core.sample import decode, to_uint8  # noqa: PLC0415
 
     with ctx.stage("vae_decode", items=1):
         video = decode(vae, latents[None], tiling_of(recipe.vae))[0]
     ctx.digest(f"video/{stem}", video)
+    if not keep:
+        return
     frames, kind = to_uint8(video), recipe.save.format
-    path = ctx.out / (stem if kind == "png" else f"{stem}.{kind}")
+    path = ctx.out / _video_name(recipe, stem)
     with ctx.stage("write", items=1, frames=len(frames)):
         codec = save_video(path, frames, fps=fps, format=kind)
     shown = path / "00000.png" if kind == "png" else path
     ctx.artifact("image" if kind == "png" else "video", shown, prompt=prompt, frames=len(frames), fps=fps, codec=codec)
-    return path
+
+
+def _video_name(recipe: Any, stem: str) -> str:
+    """File, or for pictures folder, of a video."""
+    return stem if recipe.save.format == "png" else f"{stem}.{recipe.save.format}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -40,12 +41,14 @@ class _Trainer:
         self.recipe, self.ctx = recipe, ctx
         transformer = models.transformer("fp32" if recipe.train.method == "sft" else None)
         scheduler = models.scheduler(transformer.config, "ddim")
-        source = train_setup.ClipSource(recipe, models, transformer)
+        self.processes = train_setup.join_processes(recipe)
+        self.row = self.processes.mesh.row(self.processes.rank)
+        source = train_setup.ClipSource(recipe, models, transformer, self.processes.mesh.data)
         self.clips = source.training()
         self.validation = train_setup.make_validation(recipe, source, transformer, scheduler)
         lora = train_setup.start_lora(recipe, transformer)
         self.facts = self._facts(transformer, frozen=lora is not None)
-        self.state = _state(recipe, transformer, scheduler, lora)
+        self.state = _state(recipe, transformer, scheduler, lora, self.processes)
         self.shapes: set[tuple[int, ...]] = set()
         self.waited = self.worked = 0.0
         self.skipped = self.validated = 0
@@ -67,10 +70,13 @@ class _Trainer:
         latents = latents if self.recipe.video.buckets else latents[0]
         self.ctx.note("data", {"clips": len(self.clips), "latent_frames": latents, "encode": self.recipe.data.encode})
         self.ctx.note("buckets", self.clips.statistics())
-        parameters = self.state.optimizer.parameters
-        trained = {"tensors": len(parameters), "parameters": sum(int(p.size) for p in parameters)}
+        cuts = self.state.zero.tensors
+        trained = {"tensors": len(cuts), "parameters": sum(math.prod(cut.shape) for cut in cuts)}
         self.ctx.note("trained", {"method": self.recipe.train.method, **trained})
         self.ctx.note("optimizer_state_bytes", self.state.optimizer.state_bytes())
+        mesh, stage = self.processes.mesh, self.state.zero.stage
+        layout = {"ranks": mesh.ranks, "sequence_parallel": mesh.sequence, "data_parallel": mesh.data}
+        self.ctx.note("parallel", layout | {"zero_stage": stage, "parameter_bytes": self.state.zero.held_bytes()})
 
     def resume(self, folder: Any) -> int:
         """Takes over the checkpoint in ``folder``; the step to go on with."""
@@ -105,9 +111,11 @@ class _Trainer:
         share = self.waited / self.worked if self.worked else None
         self.ctx.metric("data_wait_share", share, "1", None if share is not None else "no step after the compiled ones")
         self.ctx.note("skipped_steps", self.skipped)
+        # Of all steps and of what was saved and validated between them, of this process.
+        self.ctx.note("traffic", {"steps": section.steps - start, "sent": self.processes.traffic.table()})
 
     def _load(self, step: int) -> list[tuple[list[int], Any]]:
-        return [(samples, self.clips.load(step, samples)) for samples in self.clips.micro_batches(step)]
+        return [(samples, self.clips.load(step, samples)) for samples in self.clips.micro_batches(step, self.row)]
 
     def _step(self, step: int, batches: Iterator[list[tuple[list[int], Any]]]) -> None:
         begin = time.perf_counter()
@@ -141,7 +149,10 @@ class _Trainer:
         )  # fmt: skip
 
     def _record(self, step: int, micro: list[Any], result: Any, times: dict[str, float]) -> None:
-        bucket, samples = self.clips.buckets[micro[0].bucket], sum(len(batch.samples) for batch in micro)
+        bucket, samples = (
+            self.clips.buckets[micro[0].bucket],
+            sum(len(batch.samples) for batch in micro) * self.processes.mesh.data,
+        )
         shape = (*micro[0].latents.shape, *micro[0].text.shape)
         new = shape not in self.shapes
         self.shapes.add(shape)
@@ -171,7 +182,7 @@ class _Trainer:
     def _validate(self, step: int) -> None:
         begin = time.perf_counter()
         if self.state.ema:
-            with self.state.ema.swapped():
+            with self.state.averaged():
                 result = self.validation()
         else:
             result = self.validation()
@@ -189,9 +200,7 @@ class _Trainer:
 
     def _check_finite(self, done: int) -> None:
         """A step may end in parameters that only the next loss would show to be broken."""
-        from core.optim.clip import global_norm  # noqa: PLC0415
-
-        norm = float(global_norm({p.name: p.view(p.shape) for p in self.state.optimizer.parameters}))
+        norm = float(self.state.zero.norm([p.view(p.shape) for p in self.state.optimizer.parameters]))
         if norm - norm != 0:
             raise FloatingPointError(
                 f"step {done - 1}: the norm of the parameters is {norm} after it: nothing was saved; lower "
@@ -210,34 +219,44 @@ class _Trainer:
         state.report_tensors(ctx, "parameters")
         names = {"transformer": "transformer", "lora": "lora", "ema": f"{'lora' if state.lora else 'transformer'}_ema"}
         for name, fill in state.exports().items():
-            fill(ctx.out / names[name])
+            fill(ctx.out / names[name] if state.writes else None)
         written = [names[name] for name in state.exports()]
         if state.ema:
-            with state.ema.swapped():
+            with state.averaged():
                 ctx.digest_value("ema", state.digest())
                 state.report_tensors(ctx, "ema")
         if self.recipe.train.merge_lora:
-            state.merge_and_save(ctx.out / "transformer")
+            state.merge_and_save(ctx.out / "transformer" if state.writes else None)
             written.append("transformer")
+        if not state.writes:
+            return
         for folder in (*(ctx.out / name for name in written), *checkpoint.checkpoints(ctx.out)):
             for path in sorted(folder.rglob("*.safetensors")):
                 ctx.artifact("checkpoint", path)
 
 
-def _state(recipe: Any, transformer: Any, scheduler: Any, lora: Any) -> TrainingState:
+def _state(recipe: Any, transformer: Any, scheduler: Any, lora: Any, processes: Any) -> TrainingState:
     from core.train.step import TrainStep  # noqa: PLC0415 - imports mindspore
 
     section = recipe.train
     train_setup.set_recompute(recipe, transformer)
     parameters = transformer.trainable_params() if lora is None else lora.parameters
-    optimizer, scale = train_setup.make_optimizer(recipe, parameters), train_setup.make_loss_scale(recipe)
+    zero = train_setup.spread(recipe, transformer, parameters, processes)
+    optimizer, scale = train_setup.make_optimizer(recipe, zero), train_setup.make_loss_scale(recipe)
     step_fn = TrainStep(
         transformer, scheduler, optimizer, max_grad_norm=section.max_grad_norm, seed=recipe.seed, loss=section.loss,
-        timesteps=section.timesteps, loss_scale=scale, max_skips=section.loss_scale.max_skips,
+        timesteps=section.timesteps, loss_scale=scale, max_skips=section.loss_scale.max_skips, zero=zero,
+        data_ranks=processes.mesh.data,
     )  # fmt: skip
-    ema = train_setup.make_ema(recipe, parameters)
+    ema = train_setup.make_ema(recipe, zero.parameters)
     return TrainingState(
-        transformer=transformer, lora=lora, optimizer=optimizer, ema=ema, loss_scale=scale, step_fn=step_fn
+        transformer=transformer,
+        lora=lora,
+        optimizer=optimizer,
+        ema=ema,
+        loss_scale=scale,
+        step_fn=step_fn,
+        zero=zero,
     )
 
 

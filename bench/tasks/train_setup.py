@@ -24,7 +24,8 @@ class ClipSource:
     The text encoder and the VAE are loaded once; neither is ever trained.
     """
 
-    def __init__(self, recipe: Any, models: Models, transformer: Any):
+    def __init__(self, recipe: Any, models: Models, transformer: Any, data_ranks: int = 1):
+        self._data_ranks = data_ranks
         self._recipe, self._models, self._config = recipe, models, transformer.config
         self._vae_config = models.vae_config(transformer.config)
         self._encoders: tuple[Callable, Callable] | None = None
@@ -35,6 +36,7 @@ class ClipSource:
         sampling = {
             "batch_size": recipe.train.batch_size,
             "accumulation": recipe.train.gradient_accumulation_steps,
+            "data_ranks": self._data_ranks,
             "text_drop_prob": recipe.train.text_drop_prob,
         }
         buckets = tuple(Bucket(**bucket.model_dump()) for bucket in recipe.video.buckets or ())
@@ -62,7 +64,6 @@ class ClipSource:
         sampling |= {
             "scaling_factor": self._vae_config.scaling_factor,
             "seed": recipe.seed,
-            "data_ranks": 1,
             "odd_latents": recipe.train.odd_latents,
             "patch_size_t": self._config.patch_size_t or 1,
         }
@@ -190,16 +191,37 @@ def start_lora(recipe: Any, transformer: Any) -> Any:
     return found
 
 
-def make_optimizer(recipe: Any, parameters: list[Any]) -> Any:
-    """AdamW or CAME over ``parameters``."""
+def join_processes(recipe: Any) -> Any:
+    """This process among those of the run (``core.parallel.collectives.Processes``); MindSpore is started."""
+    from core.parallel import collectives  # noqa: PLC0415 - imports mindspore
+
+    if recipe.runtime.workers == 1:
+        return collectives.alone()
+    return collectives.joined(recipe.parallel.sequence_parallel)
+
+
+def spread(recipe: Any, transformer: Any, parameters: list[Any], processes: Any) -> Any:
+    """Lays the model out over the processes; what this one holds of ``parameters`` (``core.parallel.zero.Zero``)."""
+    from core.parallel.ulysses import Ulysses  # noqa: PLC0415
+    from core.parallel.zero import Zero  # noqa: PLC0415
+
+    transformer.communicate(Ulysses(processes.sequence))
+    return Zero(transformer, parameters, processes.world, recipe.parallel.zero_stage)
+
+
+def make_optimizer(recipe: Any, zero: Any) -> Any:
+    """AdamW or CAME over what ``zero`` gives this process to update."""
     from core.optim.adamw import AdamW  # noqa: PLC0415
     from core.optim.came import CAME  # noqa: PLC0415
     from core.optim.groups import decay_mask  # noqa: PLC0415
 
     section = recipe.optimizer
-    kind = {"adamw": AdamW, "came": CAME}[section.name]
-    decay = decay_mask(parameters, section.decay)
-    return kind(parameters, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay, decay=decay)
+    # Parts have as many dimensions as their tensors, but for leading ones.
+    decay = decay_mask(zero.tensors, section.decay)
+    options = {"betas": section.betas, "eps": section.eps, "weight_decay": section.weight_decay, "decay": decay}
+    if section.name == "adamw":
+        return AdamW(zero.parameters, **options)
+    return CAME(zero.parameters, **options, **zero.came_options())
 
 
 def make_ema(recipe: Any, parameters: list[Any]) -> Any:

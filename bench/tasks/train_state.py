@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from bench.tasks.models import digest_parameters
 from core.errors import UserError
 from core.train import checkpoint
 from core.train.checkpoint import CheckpointError, State, joined, split
+from core.train.parts import Writers
 
 # Sections and keys that change no number of a training step, and paths: files may have moved, so what they hold is
 # compared instead (the videos' names, the last batch, the frozen weights).
@@ -22,13 +25,13 @@ _FREE = frozenset(
     | {"model.text_encoder", "model.tokenizer", "model.scheduler", "model.lora", "data.csv", "data.text_embed_folder"}
     | {"data.video_embed_folder", "data.video_folder", "train.steps", "train.save_every", "train.keep_checkpoints"}
     | {"train.resume", "train.merge_lora", "train.log_every", "runtime.timeout_s", "runtime.repeats"}
-    | {"runtime.max_device_memory", "runtime.log_level", "runtime.measure_peak"}
+    | {"runtime.max_device_memory", "runtime.log_level", "runtime.measure_peak", "runtime.workers", "parallel"}
 )
 
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """The parts of a run that training changes."""
+    """The parts of a run that training changes; every process of the run calls the methods that save or digest."""
 
     transformer: Any
     lora: Any
@@ -36,34 +39,70 @@ class TrainingState:
     ema: Any
     loss_scale: Any
     step_fn: Any
+    zero: Any
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes what is there once."""
+        return self.zero.group.index == 0
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model computes with the averages."""
+        with self.ema.swapped():
+            self.zero.publish()
+            yield
+        self.zero.publish()
 
     def exports(self) -> dict[str, Any]:
-        """Folder -> function that writes it, for a checkpoint: weights in the published layouts."""
+        """Folder -> function that writes it, for a checkpoint: weights in the published layouts.
+
+        Called with None, a function only gives other processes what this one holds.
+        """
+        name = "transformer" if self.lora is None else "lora"
+
+        def averages(folder: Path | None) -> None:
+            with self.averaged():
+                self._write_weights(folder)
+
+        return {name: self._write_weights} | ({"ema": averages} if self.ema else {})
+
+    def _write_weights(self, folder: Path | None) -> None:
         from core import weights  # noqa: PLC0415 - imports mindspore
         from core.lora import save_lora  # noqa: PLC0415
 
-        name = "transformer" if self.lora is None else "lora"
-
-        def weights_of(folder: Path) -> None:
-            if self.lora is None:
-                weights.save_transformer(self.transformer, folder)
-            else:
+        if self.lora is not None:
+            self._assemble_lora()
+            if folder is not None:
                 save_lora(self.lora, folder)
+            return
+        missing = list(self.transformer.table)
 
-        def averages(folder: Path) -> None:
-            with self.ema.swapped():
-                weights_of(folder)
+        def read(name: str) -> np.ndarray:
+            missing.remove(name)
+            return self.zero.array(name)
 
-        return {name: weights_of} | ({"ema": averages} if self.ema else {})
+        try:
+            if folder is not None:
+                weights.save_transformer(self.transformer, folder, read=read)
+        finally:
+            # After a full disk, too, the other processes wait for this one's rows.
+            for name in list(missing):
+                read(name)
+
+    def _assemble_lora(self) -> None:
+        """Puts the whole LoRA where it is read from when it is saved or merged."""
+        if self.zero.stage:
+            self.lora.assign(dict(self.zero.arrays()))
 
     def digest(self) -> str:
         """sha256 of what is trained: the transformer, or the LoRA's parameters."""
         from core import weights  # noqa: PLC0415
 
         if self.lora is None:
-            return weights.parameter_digest(self.transformer)
+            return weights.parameter_digest(self.transformer, self.zero.array)
         digest = hashlib.sha256()
-        for name, array in self.lora.arrays().items():
+        for name, array in self.zero.arrays():
             digest.update(f"{name} {array.shape}\n".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
@@ -76,19 +115,27 @@ class TrainingState:
         for name, array in self.lora.arrays().items():
             ctx.tensor(group, name, array)
 
-    def merge_and_save(self, folder: Path) -> None:
+    def merge_and_save(self, folder: Path | None) -> None:
         """Writes the transformer with the LoRA in its weights; the LoRA is gone afterwards."""
         from core import weights  # noqa: PLC0415
 
-        weights.save_transformer(self.lora.merge(), folder)
+        self._assemble_lora()
+        if folder is not None:
+            weights.save_transformer(self.lora.merge(), folder)
 
     def arrays_and_numbers(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """What a checkpoint holds besides ``exports``: fp32 arrays, and numbers that JSON keeps exactly."""
+        """What a checkpoint holds besides ``exports``: fp32 arrays, and numbers that JSON keeps exactly.
+
+        Of arrays that are spread over processes, this one's rows.
+        """
         state = self.optimizer.state()
         numbers = {name: int(value) for name, value in state.items() if value.dtype != np.float32}
-        parts = {"optimizer": {name: value for name, value in state.items() if name not in numbers}}
+        own = {name: value for name, value in state.items() if name not in numbers}
+        parts = {"optimizer": self.zero.rows_held(own)}
         if self.lora is not None:
-            parts |= {"lora": self.lora.arrays()} | ({"average": self.ema.state()} if self.ema else {})
+            self._assemble_lora()
+            parts["lora"] = self.lora.arrays() if self.writes else {}
+            parts |= {"average": self.zero.rows_held(self.ema.state())} if self.ema else {}
         scale = self.loss_scale.state() if self.loss_scale else {}
         step = {"skips_in_a_row": self.step_fn.skips_in_a_row}
         return joined(**parts), joined(optimizer=numbers, loss_scale=scale, step=step)
@@ -96,37 +143,57 @@ class TrainingState:
     def save(self, out: Path, step: int, facts: dict[str, Any], keep: int | None) -> Path:
         """Writes the checkpoint after ``step`` steps."""
         arrays, numbers = self.arrays_and_numbers()
-        state = State(step=step, arrays=arrays, numbers=numbers, facts=facts)
-        return checkpoint.save(out, state, self.exports(), keep=keep)
+        state = State(step=step, arrays=arrays, numbers=numbers, facts=facts, parted=self.zero.stage > 0)
+        group = self.zero.group
+        writers = Writers(group.index, group.size, group.agree)
+        return checkpoint.save(out, state, self.exports(), keep=keep, writers=writers)
 
     def take_over(self, folder: Path, state: State) -> None:
-        """Sets everything to what ``save`` wrote in ``folder``."""
-        from core import weights  # noqa: PLC0415
-
+        """Sets everything to what ``save`` wrote in ``folder``, by whatever number of processes."""
         if self.lora is None:
-            weights.load_into(self.transformer, folder / "transformer")
+            self._read_weights(folder / "transformer", self.zero.assign)
         else:
-            self.lora.assign(split("lora", state.arrays))
-        optimizer = {name: np.array(value, np.int64) for name, value in split("optimizer", state.numbers).items()}
-        self.optimizer.load_state(optimizer | split("optimizer", state.arrays))
+            for name, array in _starting(state.arrays, "lora."):
+                self.zero.assign(name, array)
+        self.zero.publish()
+        numbers = {name: np.array(value, np.int64) for name, value in split("optimizer", state.numbers).items()}
+        shapes = {name: value.shape for name, value in self.optimizer.state().items()}
+        own = self.zero.own_rows(_starting(state.arrays, "optimizer."), shapes)
+        self.optimizer.load_state(numbers | own)
         if self.ema:
-            self.ema.load_state(split("average", state.arrays) if self.lora else self._averages(folder / "ema"))
+            averages: dict[str, np.ndarray] = {}
+            if self.lora is None:
+                self._read_weights(folder / "ema", lambda name, array: averages.update({f"ema.{name}": array}))
+            else:
+                averages = dict(_starting(state.arrays, "average."))
+            wanted = {name: value.shape for name, value in self.ema.state().items()}
+            self.ema.load_state(self.zero.own_rows(averages.items(), wanted))
         if self.loss_scale:
             self.loss_scale.load_state(split("loss_scale", state.numbers))
         self.step_fn.skips_in_a_row = split("step", state.numbers)["skips_in_a_row"]
 
-    def _averages(self, folder: Path) -> dict[str, np.ndarray]:
-        """The averages of a full fine-tuning, which are stored as the transformer they make."""
+    def _read_weights(self, folder: Path, take: Callable[[str, np.ndarray], Any]) -> None:
+        """Gives ``take`` the trained tensors of a full fine-tuning one by one; the others have not changed."""
         from core.checkpoint import Checkpoint  # noqa: PLC0415
 
         with Checkpoint(folder) as stored:
-            return {f"ema.{p.name}": stored.tensor(p.name) for p in self.ema.parameters}
+            stored.check(self.transformer.table, {})
+            for name in self.zero.names:
+                take(name, stored.tensor(name))
+
+
+def _starting(arrays: Mapping[str, np.ndarray], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Entries with ``prefix``, without it, one in memory at a time."""
+    return ((name.removeprefix(prefix), arrays[name]) for name in arrays if name.startswith(prefix))
 
 
 def essentials(recipe: Any) -> dict[str, Any]:
     """The recipe's values that decide the numbers of each step, by dotted key."""
     flat = _flat(recipe.model_dump(mode="json", by_alias=True))
     values = {key: value for key, value in flat.items() if not _free(key)}
+    # Fewer data-parallel processes with more micro-batches each take the same samples.
+    data_ranks = recipe.runtime.workers // recipe.parallel.sequence_parallel
+    values["train.gradient_accumulation_steps"] = recipe.train.gradient_accumulation_steps * data_ranks
     if recipe.lr_schedule.name != "constant":
         values["train.steps"] = recipe.train.steps
     return values
@@ -155,8 +222,9 @@ def batch_digest(clips: Any, step: int) -> str | None:
     if not isinstance(clips, CachedClips):
         return None
     digest = hashlib.sha256()
-    for samples in clips.micro_batches(step):
-        batch = clips.batch(step, samples)
+    # One by one: the same however many processes share the step.
+    for sample in range(clips.samples(step)):
+        batch = clips.sample(step, sample)
         for name in ("latents", "prompt_embeds"):
             digest.update(np.ascontiguousarray(batch[name]).tobytes())
     return digest.hexdigest()

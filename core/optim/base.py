@@ -63,6 +63,7 @@ class Optimizer:
         assert len(set(self.names)) == len(self.names), "two parameters have one name"
         self.step_count = 0
         self.states = [dict(state) for state in states]
+        self._constants: list[State] = [{} for _ in self.parameters]  # more that ``update`` reads and nothing changes
         self.masters = {index: q.astype(ms.float32) for index, q in enumerate(self.parameters) if q.dtype != ms.float32}
         shapes = [tuple(q.shape) for q in self.parameters]
         self._for_each = ForEach(update, shapes, [str(q.dtype) for q in self.parameters], statics)
@@ -86,9 +87,16 @@ class Optimizer:
             factor = ms.Tensor(factor, ms.float32)
 
         def read(index: int) -> State:
-            return {"value": self._value(index), "gradient": gradients[index], **self.states[index]}
+            return {
+                "value": self._value(index), "gradient": gradients[index], **self.states[index],
+                **self._constants[index],
+            }  # fmt: skip
 
         self._for_each(read, self._write, factor, *self.scalars(lr))
+
+    def exchanged(self) -> list[int]:
+        """Elements of each mean over the processes that one step asks for: none where an update is elementwise."""
+        return []
 
     def values(self) -> list[ms.Tensor]:
         """fp32 values in the parameters' order: masters where there are some (for an average of them)."""

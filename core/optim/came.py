@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import mindspore as ms
+import numpy as np
 from mindspore import mint
 
 from core.optim.base import Optimizer, State, decayed, zeros
@@ -20,48 +21,63 @@ def unsharded(mean: ms.Tensor) -> ms.Tensor:
     return mean
 
 
-def _inverse_root(row, column, rows_mean):
+def _inverse_root(row, column, mean_of_rows):
     """``1 / sqrt`` of the rank-1 estimate ``row column / mean(row)``: ``[.., r], [.., c] -> [.., r, c]``."""
-    scaled = row / rows_mean(mint.mean(row, dim=-1, keepdim=True))
+    scaled = row / mean_of_rows(row, -1, True)
     return mint.rsqrt(scaled).unsqueeze(-1) * mint.rsqrt(column).unsqueeze(-2)
 
 
-def _clipped(u, clip_threshold, shards_mean):
-    """``u`` scaled down to a root mean square of ``clip_threshold``."""
-    rms = mint.sqrt(shards_mean(mint.mean(u * u)))
+def _mean_of_rows(p, rows_mean, stretch):
+    """Mean over dimension ``dim``, the whole tensor's rows, of which some may be padding here (``p["valid"]``)."""
+
+    def mean(x, dim, keepdim):
+        if "valid" in p:
+            x = x * (p["valid"] if dim == -1 else p["valid"].unsqueeze(-1))
+        found = rows_mean(mint.mean(x, dim=dim, keepdim=keepdim))
+        return found if stretch == 1.0 else found * stretch
+
+    return mean
+
+
+def _clipped(u, clip_threshold, shards_mean, stretch):
+    """``u`` scaled down to a root mean square of ``clip_threshold``; it is zero in padding."""
+    square = shards_mean(mint.mean(u * u))
+    rms = mint.sqrt(square if stretch == 1.0 else square * stretch)
     return u / mint.clamp(rms / clip_threshold, min=1.0)
 
 
 def factored(
     p, factor, lr, *, beta1, beta2, beta3, rest1, rest2, rest3, eps1, eps2, clip_threshold, weight_decay, rows_mean,
-    shards_mean,
+    shards_mean, stretch=1.0,
 ):  # fmt: skip
     """One step of a tensor of two or more dimensions: ``p`` holds value, gradient, m ``[.., r, c]``, two averages of
     rows ``[.., r]`` and of columns ``[.., c]`` -> ``(value, m, v_row, v_column, residual_row, residual_column)``.
 
     ``rest`` are 1 - beta. ``rows_mean`` and ``shards_mean`` complete a mean over the rows, or over all elements, of
-    which this process holds a part.
+    which this process holds a part; ``stretch`` is rows with padding over rows without.
     """
+    matrix = len(p["value"].shape) == 2
+    mean_of_rows = _mean_of_rows(p if matrix else {}, rows_mean, stretch if matrix else 1.0)
     gradient = p["gradient"].astype(ms.float32) * factor
     square = gradient * gradient + eps1
     v_row = beta2 * p["v_row"] + rest2 * mint.mean(square, dim=-1)
-    v_column = beta2 * p["v_column"] + rest2 * rows_mean(mint.mean(square, dim=-2))
-    u = _clipped(_inverse_root(v_row, v_column, rows_mean) * gradient, clip_threshold, shards_mean)
+    v_column = beta2 * p["v_column"] + rest2 * mean_of_rows(square, -2, False)
+    u = _clipped(_inverse_root(v_row, v_column, mean_of_rows) * gradient, clip_threshold, shards_mean, stretch)
     m = beta1 * p["m"] + rest1 * u
     residual = (u - m) * (u - m) + eps2
     r_row = beta3 * p["residual_row"] + rest3 * mint.mean(residual, dim=-1)
-    r_column = beta3 * p["residual_column"] + rest3 * rows_mean(mint.mean(residual, dim=-2))
+    r_column = beta3 * p["residual_column"] + rest3 * mean_of_rows(residual, -2, False)
     value = p["value"] - (lr * weight_decay) * p["value"]
-    return value - lr * (_inverse_root(r_row, r_column, rows_mean) * m), m, v_row, v_column, r_row, r_column
+    return value - lr * (_inverse_root(r_row, r_column, mean_of_rows) * m), m, v_row, v_column, r_row, r_column
 
 
 def unfactored(
-    p, factor, lr, *, beta1, beta2, rest1, rest2, eps1, clip_threshold, weight_decay, shards_mean,
+    p, factor, lr, *, beta1, beta2, rest1, rest2, eps1, clip_threshold, weight_decay, shards_mean, stretch=1.0,
 ):  # fmt: skip
     """One step of a vector: ``p`` holds value, gradient, m, v ``[n]`` -> ``(value, m, v)``; no residual is kept."""
     gradient = p["gradient"].astype(ms.float32) * factor
     v = beta2 * p["v"] + rest2 * (gradient * gradient + eps1)
-    m = beta1 * p["m"] + rest1 * _clipped(mint.rsqrt(v) * gradient, clip_threshold, shards_mean)
+    m = beta1 * p["m"] + rest1 * _clipped(mint.rsqrt(v) * gradient, clip_threshold, shards_mean, stretch)
     value = p["value"] - (lr * weight_decay) * p["value"]
     return value - lr * m, m, v
 
@@ -85,6 +101,8 @@ class CAME(Optimizer):
         decay: which parameters decay (``core.optim.groups.decay_mask``); None is all.
         sharded: which parameters are equal parts, cut along dimension 0, of tensors spread over processes.
         shards_mean: mean of a tensor over those processes, same shape; may be called inside a compiled function.
+        padding: for each of those parts None, or (which of its rows, of its first dimension, are no padding: ones and
+            zeros; rows of all parts with padding over those without). Gradients in padding are zero.
     """
 
     def __init__(
@@ -98,10 +116,13 @@ class CAME(Optimizer):
         decay: Sequence[bool] | None = None,
         sharded: Sequence[bool] | None = None,
         shards_mean: Mean = unsharded,
+        padding: Sequence[tuple[np.ndarray, float] | None] | None = None,
     ):
         parts = [False] * len(parameters) if sharded is None else list(sharded)
-        statics = []
-        for q, part, decay_rate in zip(parameters, parts, decayed(parameters, decay, weight_decay), strict=True):
+        rows = [None] * len(parameters) if padding is None else list(padding)
+        self._parts, statics, valid = parts, [], []
+        rates = decayed(parameters, decay, weight_decay)
+        for q, part, padded, decay_rate in zip(parameters, parts, rows, rates, strict=True):
             mean = shards_mean if part else unsharded
             static = {"clip_threshold": clip_threshold, "weight_decay": decay_rate, "shards_mean": mean, "eps1": eps[0]}
             static |= {"beta1": betas[0], "rest1": 1.0 - betas[0], "beta2": betas[1], "rest2": 1.0 - betas[1]}
@@ -109,8 +130,22 @@ class CAME(Optimizer):
                 # Only of a matrix is dimension 0, along which shards are cut, the dimension of rows.
                 static["rows_mean"] = mean if len(q.shape) == 2 else unsharded
                 static |= {"beta3": betas[2], "rest3": 1.0 - betas[2], "eps2": eps[1]}
+            if padded is not None:
+                static["stretch"] = padded[1]
+            # Only rows of matrices take part in a mean with others.
+            valid.append({"valid": ms.Tensor(padded[0])} if padded is not None and len(q.shape) == 2 else {})
             statics.append(static)
         super().__init__(parameters, [_zero_state(tuple(q.shape)) for q in parameters], update, statics)
+        self._constants = valid
+
+    def exchanged(self) -> list[int]:
+        """Elements of each mean over the processes that one step asks for, in order."""
+        sizes: list[int] = []
+        for index in (i for bundle in self._for_each.bundles for i in bundle):
+            shape = tuple(self.parameters[index].shape)
+            if self._parts[index]:
+                sizes += [shape[1], 1, 1, shape[1], 1] if len(shape) == 2 else [1]
+        return sizes
 
 
 def _zero_state(shape: tuple[int, ...]) -> State:

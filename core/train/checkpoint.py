@@ -2,6 +2,7 @@
 
     <out>/checkpoint-000500/state.json           step, numbers, the recipe, the size of every file of the checkpoint
     <out>/checkpoint-000500/state.safetensors    optimiser and the like (shards and an index where large)
+    <out>/checkpoint-000500/part-*               or its rows by process, where it is spread (core.train.parts)
     <out>/checkpoint-000500/<export>/            folders in published layouts: transformer, lora, ema
     <out>/latest                                 name of the newest checkpoint
 
@@ -10,12 +11,14 @@ A checkpoint is written as ``.checkpoint-000500.writing``, flushed, then renamed
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,8 +29,10 @@ from core.checkpoint import Checkpoint, read_json, write_checkpoint
 from core.errors import UserError
 from core.files import write_text
 from core.params import ParamSpec
+from core.train.parts import Parts, Writers, write_part
 
 LATEST: Final = "latest"
+ALONE: Final = Writers()
 _FORMAT: Final = 1
 _NAME = re.compile(r"checkpoint-(\d+)")
 _LEFT_OVER = re.compile(r"\.checkpoint-\d+\.(writing|removing)")
@@ -42,9 +47,11 @@ class State:
     """What a run goes on from: ``step`` optimizer steps are done; fp32 arrays and JSON numbers by name; ``facts``."""
 
     step: int
-    arrays: dict[str, np.ndarray]
+    arrays: Mapping[str, np.ndarray]
     numbers: dict[str, Any]
     facts: dict[str, Any]
+    parted: bool = False
+    """Whether ``arrays`` are this process's rows only."""
 
 
 def checkpoints(out: Path) -> list[Path]:
@@ -78,37 +85,68 @@ def clean(out: Path) -> None:
             shutil.rmtree(path)
 
 
-def save(out: Path, state: State, exports: Mapping[str, Callable[[Path], Any]], *, keep: int | None = None) -> Path:
+def save(
+    out: Path,
+    state: State,
+    exports: Mapping[str, Callable[[Path | None], Any]],
+    *,
+    keep: int | None = None,
+    writers: Writers = ALONE,
+) -> Path:
     """Writes ``out/checkpoint-<step>``, then ``latest``, then removes all but the ``keep`` newest; the new folder.
 
-    ``exports``: name of a sub-folder -> function that fills it.
+    ``exports``: name of a sub-folder -> function that fills it; the processes that are not first call it with None,
+    to give what they hold. Every process of ``writers`` has to come here, and all fail if one does.
 
     Raises:
         CheckpointError: the place is full or not writable. Nothing of the new checkpoint is left, others are intact.
     """
     final = out / f"checkpoint-{state.step:06d}"
     temporary = out / f".{final.name}.writing"
-    try:
+
+    def begin() -> None:
         clean(out)
         temporary.mkdir(parents=True)
-        for name, fill in exports.items():
-            fill(temporary / name)
+
+    def finish() -> None:
         _write_state(temporary, state)
         _flush(temporary)
         os.rename(temporary, final)
         _flush_folder(out)
         write_text(out / LATEST, final.name + "\n")
+
+    try:
+        _together(writers, begin if writers.first else None)
+        for name, fill in exports.items():
+            _together(writers, partial(fill, temporary / name if writers.first else None))
+        if state.parted:
+            _together(writers, partial(write_part, temporary, writers, state.arrays))
+        _together(writers, finish if writers.first else None)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if writers.first:
+            shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         last = newest(out)
         raise CheckpointError(
             f"{final}: the checkpoint can't be written ({reason}); {_kept(last)}; make room or correct "
             "output.folder, then run again with --resume"
         ) from error
-    if keep is not None:
+    if keep is not None and writers.first:
         _prune(out, keep)
     return final
+
+
+def _together(writers: Writers, work: Callable[[], Any] | None) -> None:
+    """Does this process's work; OSError on all of them if one could not."""
+    found: Exception | None = None
+    try:
+        if work is not None:
+            work()
+    except (OSError, SafetensorError) as error:
+        found = error
+    if writers.agree(found is None):
+        return
+    raise found or OSError(errno.EIO, "another process could not write its part")
 
 
 def _kept(last: Path | None) -> str:
@@ -119,7 +157,7 @@ def _write_state(folder: Path, state: State) -> None:
     table = {name: ParamSpec(shape=array.shape) for name, array in state.arrays.items()}
     wrong = [name for name, array in state.arrays.items() if array.dtype != np.float32]
     assert not wrong, wrong
-    if table:
+    if table and not state.parted:
         write_checkpoint(folder, "state", table, lambda name: state.arrays[name])
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
     values = {"format": _FORMAT, "step": state.step, "numbers": state.numbers, "facts": state.facts, "files": files}
@@ -168,7 +206,7 @@ def load(folder: Path) -> State:
     problems = [problem for name, size in values["files"].items() if (problem := _damage(folder / name, name, size))]
     if problems:
         raise CheckpointError(f"{folder}: damaged checkpoint: {'; '.join(problems)}; resume from an earlier one")
-    arrays: dict[str, np.ndarray] = {}
+    arrays: Mapping[str, np.ndarray] = Parts(folder)
     if any(name.startswith("state") and "/" not in name for name in values["files"]):
         with Checkpoint(folder) as stored:
             arrays = {name: stored.tensor(name) for name in stored.locations}

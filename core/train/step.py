@@ -10,7 +10,9 @@ import mindspore as ms
 import numpy as np
 
 from core import ops
-from core.optim.clip import clip_factor, global_norm
+from core.optim.clip import clip_factor
+from core.parallel.collectives import alone
+from core.parallel.zero import Zero
 from core.schedulers.base import Scheduler
 from core.train.loss import LOSSES, LossKind, TimestepKind, draw_timesteps, loss_inputs, noise_of
 
@@ -54,6 +56,9 @@ class TrainStep:
         loss_scale: ``.value`` multiplies the loss before its gradients are taken, ``.update(overflowed)`` follows each
             step; None for 1 and no skipping.
         max_skips: skipped steps in a row after which a further overflow is an error.
+        zero: what of the parameters this process holds and exchanges; ``optimizer.parameters`` are its ``parameters``.
+            None is for the only process.
+        data_ranks: number of processes, or groups of them, that work on other samples of the step.
     """
 
     def __init__(
@@ -68,21 +73,26 @@ class TrainStep:
         timesteps: TimestepKind = "uniform",
         loss_scale: Any = None,
         max_skips: int = 20,
+        zero: Zero | None = None,
+        data_ranks: int = 1,
     ):
+        self.zero = zero or Zero(transformer, optimizer.parameters, alone().world, 0)
+        self.data_ranks = data_ranks
         self.scheduler, self.optimizer, self.loss_scale = scheduler, optimizer, loss_scale
         self.max_grad_norm, self.seed, self.max_skips = max_grad_norm, seed, max_skips
         self.loss: LossKind = loss
         self.timesteps: TimestepKind = timesteps
-        self.names = [q.name for q in optimizer.parameters]
         self.skips_in_a_row = 0
 
         def scaled(scale, text, noisy, timesteps, *rest):
             return LOSSES[loss](transformer, noisy, text, timesteps, *rest) * scale
 
-        self._gradients = ops.value_and_gradients(scaled, optimizer.parameters)
+        self._gradients = ops.value_and_gradients(scaled, self.zero.variables)
 
     def __call__(self, step: int, batches: Sequence[Batch], lr: float) -> StepResult:
-        """Runs optimiser step ``step`` on one or more micro-batches of equal size, which are the whole step.
+        """Runs optimiser step ``step`` on this process's micro-batches, one or more of equal size.
+
+        Every process gets the same result and takes the same decisions.
 
         Raises:
             FloatingPointError: the loss or the gradients are not finite and a smaller loss scale can't help; nothing
@@ -90,8 +100,10 @@ class TrainStep:
         """
         scale = 1.0 if self.loss_scale is None else float(self.loss_scale.value)
         losses, total = self._accumulated(step, batches, scale)
-        norm = global_norm(dict(zip(self.names, total, strict=True))) / (len(batches) * scale)
-        loss, grad_norm = float(np.mean(losses)), float(norm)
+        total = self.zero.reduced(total)
+        parts = len(batches) * self.data_ranks
+        norm = self.zero.norm(total) / (parts * scale)
+        loss, grad_norm = self._mean(losses), float(norm)
         overflowed = not np.isfinite(grad_norm)
         if not np.isfinite(loss) or (overflowed and not self._may_skip()):
             raise FloatingPointError(self._report(step, batches, loss, grad_norm))
@@ -99,12 +111,20 @@ class TrainStep:
             self.loss_scale.update(overflowed)
         self.skips_in_a_row = self.skips_in_a_row + 1 if overflowed else 0
         if not overflowed:
-            self.optimizer.step(total, lr, clip_factor(norm, self.max_grad_norm) / (len(batches) * scale))
+            self.optimizer.step(total, lr, clip_factor(norm, self.max_grad_norm) / (parts * scale))
+            self.zero.updated(self.optimizer)
         return StepResult(loss=loss, grad_norm=grad_norm, skipped=overflowed)
+
+    def _mean(self, losses: Sequence[float]) -> float:
+        """Mean loss over all processes; those that share a sample all have its loss."""
+        group, mean = self.zero.group, float(np.mean(losses))
+        if group.size == 1:
+            return mean
+        return float(group.all_reduce(ms.Tensor([mean], ms.float32), "statistics")[0]) / group.size
 
     def _accumulated(self, step: int, batches: Sequence[Batch], scale: float) -> tuple[list[float], list[ms.Tensor]]:
         """Losses, and the sum of the scaled gradients over the micro-batches."""
-        count = sum(len(batch.samples) for batch in batches)
+        count = sum(len(batch.samples) for batch in batches) * self.data_ranks
         factor = ms.Tensor(scale, ms.float32)
         losses: list[float] = []
         total: list[ms.Tensor] = []

@@ -13,6 +13,7 @@ import numpy as np
 from mindspore import mint
 
 from core import ops
+from core.transformer.tokens import same_heads, same_tokens
 
 
 def patchify(x_BFCHW, patch: int, patch_t: int):
@@ -126,30 +127,41 @@ def _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out_BNSK, gate, text_g
     return hidden_BVD + gate * out[:, text_length:], encoder_BLD + text_gate * out[:, :text_length]
 
 
-def block(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, *, num_heads: int, eps: float):
+def block(
+    p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, *, num_heads: int, eps: float, to_heads=same_heads,
+    to_tokens=same_tokens,
+):  # fmt: skip
     """One expert transformer block: ``(video [B, V, D], text [B, L, D]) ->`` the same.
 
-    Attention is full, over text and video together.
+    Attention is full, over text and video together. ``to_heads`` and ``to_tokens``: see ``core.transformer.tokens``.
     """
     q, k, v, gate, text_gate = _before_attention(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, num_heads, eps)
-    out = ops.attention(q, k, v, scale=q.shape[3] ** -0.5)
+    q, k, v = to_heads(q, k, v)
+    out = to_tokens(ops.attention(q, k, v, scale=q.shape[3] ** -0.5))
     return _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out, gate, text_gate, eps)
 
 
-def block_keeping(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, *, num_heads: int, eps: float):
+def block_keeping(
+    p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, *, num_heads: int, eps: float, to_heads=same_heads,
+    to_tokens=same_tokens,
+):  # fmt: skip
     """``block`` that also hands out its attention: ``(video, text, *kept)``."""
     q, k, v, gate, text_gate = _before_attention(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, num_heads, eps)
+    q, k, v = to_heads(q, k, v)
     kept = ops.attention_keeping(q, k, v, scale=q.shape[3] ** -0.5)
-    hidden, encoder = _after_attention(
-        p, hidden_BVD, encoder_BLD, temb_BE, kept[0].astype(q.dtype), gate, text_gate, eps
-    )
+    out = to_tokens(kept[0].astype(q.dtype))
+    hidden, encoder = _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out, gate, text_gate, eps)
     return hidden, encoder, *kept
 
 
-def block_again(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, kept, *, num_heads: int, eps: float):
+def block_again(
+    p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, kept, *, num_heads: int, eps: float, to_heads=same_heads,
+    to_tokens=same_tokens,
+):  # fmt: skip
     """``block`` with the attention that ``block_keeping`` handed out: only the rest is computed."""
     q, k, v, gate, text_gate = _before_attention(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, num_heads, eps)
-    out = ops.attention_again(q, k, v, kept, scale=q.shape[3] ** -0.5)
+    q, k, v = to_heads(q, k, v)
+    out = to_tokens(ops.attention_again(q, k, v, kept, scale=q.shape[3] ** -0.5))
     return _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out, gate, text_gate, eps)
 
 

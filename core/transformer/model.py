@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import mindspore as ms
 import numpy as np
+from mindspore import mint
 
 from core import ops
 from core.configs import TransformerConfig
@@ -16,6 +17,7 @@ from core.errors import UserError
 from core.model import Model
 from core.transformer import layers, rope
 from core.transformer.parameters import parameter_table
+from core.transformer.tokens import Sharing, Tokens, Whole
 
 Recompute = Literal["none", "all", "keep_attention"]
 OFS_DEFAULT = 2.0  # the constant that CogVideoX1.5-5B-I2V was trained with
@@ -36,7 +38,8 @@ class CogVideoXTransformer3DModel(Model):
         self._embed_values = ops.compiled(layers.embed_values)
         self._embed_patches = ops.compiled(layers.embed_patches)
         self._block = self._sparing_block = ops.compiled(layers.block)
-        self._every = 1
+        self._every, self._mode = 1, "none"
+        self._sharing: Sharing = Whole()
         self._head = ops.compiled(layers.head)
 
     def special_init(self, name: str) -> np.ndarray:
@@ -65,11 +68,15 @@ class CogVideoXTransformer3DModel(Model):
             raise UserError(f"recompute: got {mode!r}, need one of {', '.join(get_args(Recompute))}")
         if every < 1:
             raise UserError(f"recompute: got every {every}, need 1 (each block) or more")
-        self._every = every
+        self._every, self._mode = every, mode
         if mode == "keep_attention":
             self._sparing_block = ops.recomputed_keeping(layers.block_keeping, layers.block_again)
         else:
             self._sparing_block = ops.recomputed(layers.block) if mode == "all" else self._block
+
+    def communicate(self, sharing: Sharing) -> None:
+        """How processes share a sample's tokens (``core.parallel.ulysses``); without this each sample is here whole."""
+        self._sharing = sharing
 
     def construct(self, hidden_states, encoder_hidden_states, timestep, ofs=None):
         """Predicts the velocity.
@@ -94,20 +101,26 @@ class CogVideoXTransformer3DModel(Model):
 
         temb = self._time_embedding(timestep, ofs)
         patches = layers.patchify(hidden_states.astype(self.compute_dtype), patch, patch_t)
-        hidden, encoder = self._embed_patches(
-            self.block("patch_embed"), patches, encoder_hidden_states.astype(self.compute_dtype)
-        )
-        hidden, encoder = self._add_positions(hidden, encoder, grid, (frames, height, width))
-        cos, sin = self._rotary(encoder.shape[1], grid)
+        text = encoder_hidden_states.astype(self.compute_dtype)
+        tokens = self._sharing.tokens(
+            text=text.shape[1], video=patches.shape[1], heads=config.num_attention_heads,
+            head_size=config.attention_head_dim, batch=text.shape[0], itemsize=text.itemsize,
+        )  # fmt: skip
+        cos, sin = self._rotary(text.shape[1], grid, tokens)
+        # Each token is embedded by itself: the cut comes before, so that no process embeds another's.
+        hidden, encoder = self._embed_patches(self.block("patch_embed"), tokens.video(patches), tokens.text(text))
+        hidden, encoder = self._add_positions(hidden, encoder, grid, (frames, text.shape[1]), tokens)
+        exchange = {"to_heads": tokens.to_heads, "to_tokens": tokens.to_tokens}
         for index in range(config.num_layers):
-            run = self._block if index % self._every else self._sparing_block
-            hidden, encoder = run(
+            sparing = index % self._every == 0
+            hidden = tokens.before_block(hidden, self._mode if sparing else "none")
+            hidden, encoder = (self._sparing_block if sparing else self._block)(
                 self.block(f"transformer_blocks.{index}"),
                 hidden, encoder, temb, cos, sin,
-                num_heads=config.num_attention_heads, eps=config.norm_eps,
+                num_heads=config.num_attention_heads, eps=config.norm_eps, **exchange,
             )  # fmt: skip
         tail = self.block("norm_final", "norm_out", "proj_out", keep_prefix=True)
-        output = self._head(tail, hidden, temb, eps=config.norm_eps)
+        output = tokens.whole(self._head(tail, hidden, temb, eps=config.norm_eps))
         return layers.unpatchify(output, grid, config.out_channels, patch, patch_t)
 
     def _time_embedding(self, timestep, ofs):
@@ -121,25 +134,27 @@ class CogVideoXTransformer3DModel(Model):
             temb = temb + self._embed_values(self.block("ofs_embedding"), values)
         return temb
 
-    def _add_positions(self, hidden, encoder, grid, size):
+    def _add_positions(self, hidden, encoder, grid, lengths, tokens: Tokens):
         """Sincos positions (2B) or learned ones (5B I2V at its own size); the reference's rule for other sizes."""
         config = self.config
         if config.use_rotary_positional_embeddings and not config.use_learned_positional_embeddings:
             return hidden, encoder
-        frames, _height, _width = size
+        frames, text_length = lengths
         trained_frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
         if config.use_learned_positional_embeddings and frames == trained_frames:
-            table = self.block("patch_embed")["pos_embedding"].astype(hidden.dtype)
-            text_length = encoder.shape[1]
-            return hidden + table[:, text_length:], encoder + table[:, :text_length]
-        table = ms.Tensor(rope.sincos_table(config, *grid)).astype(hidden.dtype)
-        return hidden + table, encoder
+            table = self.block("patch_embed").whole()["pos_embedding"].astype(hidden.dtype)
+            return hidden + tokens.video(table[:, text_length:]), encoder + tokens.text(table[:, :text_length])
+        table = ms.Tensor(rope.sincos_table(config, *grid)[None]).astype(hidden.dtype)
+        return hidden + tokens.video(table), encoder
 
-    def _rotary(self, text_length, grid):
+    def _rotary(self, text_length, grid, tokens: Tokens):
+        """Tables of this process's tokens, which are turned before they are exchanged: less to read."""
         if not self.config.use_rotary_positional_embeddings:
             return None, None
-        cos, sin = rope.joint_rotary_table(self.config, text_length, *grid)
-        return ms.Tensor(cos), ms.Tensor(sin)
+        tables = (ms.Tensor(table[None]) for table in rope.joint_rotary_table(self.config, text_length, *grid))
+        own = [(tokens.text(t[:, :text_length]), tokens.video(t[:, text_length:])) for t in tables]
+        cos, sin = (mint.cat(parts, dim=1)[0] for parts in own)
+        return cos, sin
 
     def _check(self, video, text) -> None:
         config = self.config

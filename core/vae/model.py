@@ -6,6 +6,7 @@ caller multiplies by ``config.scaling_factor`` before the transformer and divide
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,6 +22,17 @@ from core.vae.parameters import MID_RESNETS, parameter_table, temporal_levels
 from core.vae.tiling import TilePlan, TilingConfig, plan_tiles
 
 Cache = dict[str, ms.Tensor]  # name of a causal convolution -> its last frames
+
+
+class _Share(NamedTuple):
+    """Number ``index`` of ``size`` processes that deal out tiles; ``gather``: ``[m]`` of each -> ``[size * m]``."""
+
+    size: int
+    index: int
+    gather: Callable[[ms.Tensor], ms.Tensor]
+
+
+_ALONE = _Share(1, 0, lambda x: x)
 
 
 class _Pass(NamedTuple):
@@ -50,6 +62,15 @@ class AutoencoderKLCogVideoX(Model):
         ratio = config.spatial_compression_ratio
         self._encoding = _Pass(self.encode_chunk, ratio, 1)
         self._decoding = _Pass(self.decode_chunk, 1, ratio)
+        self._share = _ALONE
+
+    def share_tiles(self, size: int, index: int, gather: Callable[[ms.Tensor], ms.Tensor]) -> None:
+        """Deals the tiles of ``encode`` and ``decode`` to ``size`` processes, of which this is number ``index``.
+
+        ``gather``: ``[m]`` of each process -> ``[size * m]`` on all, in their order. Every process gets the whole
+        result, with the bits of one process: tiles are added up in the same order. Without tiles each computes all.
+        """
+        self._share = _Share(size, index, gather)
 
     def encode(self, video: ms.Tensor, tiling: TilingConfig | None = None) -> tuple[ms.Tensor, ms.Tensor]:
         """Pixels in [-1, 1] ``[B, 3, T, H, W]`` -> mean and standard deviation of the latents, ``[B, 16, t, h, w]``.
@@ -83,7 +104,7 @@ class AutoencoderKLCogVideoX(Model):
         """
         plan = self._latent_plan(latents, tiling)
         spans = chunks.latent_chunks(latents.shape[2])
-        return _whole(self._decoding, [latents[:, :, a:b] for a, b in spans], plan, _max_batch(tiling))
+        return _whole(self._decoding, [latents[:, :, a:b] for a, b in spans], plan, _max_batch(tiling), self._share)
 
     def encode_chunks(
         self, frames: Iterable[ms.Tensor], num_frames: int, tiling: TilingConfig | None = None
@@ -147,7 +168,7 @@ class AutoencoderKLCogVideoX(Model):
     def _moments(self, video: ms.Tensor, tiling: TilingConfig | None) -> ms.Tensor:
         plan = self._video_plan(video.shape, video.shape[2], tiling)
         spans = chunks.sample_chunks(video.shape[2])
-        return _whole(self._encoding, [video[:, :, a:b] for a, b in spans], plan, _max_batch(tiling))
+        return _whole(self._encoding, [video[:, :, a:b] for a, b in spans], plan, _max_batch(tiling), self._share)
 
     def _causal(self, name, x, cache, new):
         run = blocks.compiled_conv if self.whole_blocks else conv
@@ -253,16 +274,38 @@ def _paste(canvas: ms.Tensor | None, y: ms.Tensor, group: list, plan: TilePlan, 
     return total
 
 
-def _whole(step: _Pass, pieces: list[ms.Tensor], plan: TilePlan, max_batch: int) -> ms.Tensor:
-    """All chunks of a group of tiles, then the next group."""
+def _whole(step: _Pass, pieces: list[ms.Tensor], plan: TilePlan, max_batch: int, share: _Share) -> ms.Tensor:
+    """All chunks of a group of tiles, then the next group; several processes take as many groups at a time."""
     canvases: list = [None] * len(pieces)
-    for group in plan.groups(max_batch):
+    groups = plan.groups(max_batch)
+    at_once = share.size if len(groups) > 1 else 1
+    for first in range(0, len(groups), at_once):
+        now = groups[first : first + at_once]
+        # Where groups run out, one is computed twice: idle processes would have nothing to gather.
+        own = now[share.index % len(now)]
         cache: Cache = {}
         for k, piece in enumerate(pieces):
-            y, cache = step.run(_cut(piece, group, step.scale_in), cache)
-            canvases[k] = _paste(canvases[k], y, group, plan, step.scale_out)
+            y, cache = step.run(_cut(piece, own, step.scale_in), cache)
+            parts = [y] if at_once == 1 else _gathered(y, own, now, share)
+            for group, part in zip(now, parts, strict=True):
+                canvases[k] = _paste(canvases[k], part, group, plan, step.scale_out)
     result = canvases[0] if len(canvases) == 1 else mint.cat(canvases, 2)
     return result.astype(y.dtype)
+
+
+def _gathered(y: ms.Tensor, own: list, now: list[list], share: _Share) -> list[ms.Tensor]:
+    """The results of all groups ``now``, of which ``y`` is that of ``own``; smaller ones are padded to be sent."""
+    batch, scale = y.shape[0] // len(own), y.shape[3] // (own[0].bottom - own[0].top)
+    shapes = []
+    for group in now:
+        height, width = (group[0].bottom - group[0].top) * scale, (group[0].right - group[0].left) * scale
+        shapes.append((len(group) * batch, *y.shape[1:3], height, width))
+    sizes = [math.prod(shape) for shape in shapes]
+    flat, longest = y.reshape(-1), max(sizes)
+    if flat.shape[0] < longest:
+        flat = mint.cat([flat, mint.zeros(longest - flat.shape[0], dtype=y.dtype)])
+    rows = share.gather(flat).reshape(share.size, longest)
+    return [rows[k, : sizes[k]].reshape(shape) for k, shape in enumerate(shapes)]
 
 
 def _stream(step: _Pass, pieces: Iterable[tuple[ms.Tensor, TilePlan]], max_batch: int) -> Iterator[ms.Tensor]:

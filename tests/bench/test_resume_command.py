@@ -27,6 +27,7 @@ def _fake_recipes(monkeypatch):
 
 def run(**options: Any) -> tuple[int, dict, str]:
     defaults = {"recipe": "t.yaml", "set": [], "repeats": None, "out": None, "resume": False, "verbose": False}
+    defaults |= {"workers": None, "nodes": None, "node_rank": None, "master": None}
     args = Namespace(**{**defaults, "require_steady": False, **options})
     return command.run_command(args, ("cogbench", "run"), MODULE)
 

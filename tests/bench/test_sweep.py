@@ -22,9 +22,9 @@ from bench import memory_cap
 from bench import record as records
 from bench.limit import largest, legal_values, limit_command
 from bench.memory import CAPPED_TEXT, OOM_TEXT
+from bench.outcome import classify
 from bench.process import Ended
 from bench.rows import is_result
-from bench.runner import classify
 from bench.sweep import ordered, sweep_command
 from core.errors import UserError
 from tests.bench import jobs

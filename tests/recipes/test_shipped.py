@@ -107,18 +107,36 @@ def test_the_caches_of_the_bucket_recipes_are_made_for_their_training() -> None:
     assert (encoded.max_crop, encoded.max_upscale) == (trained.max_crop, trained.max_upscale)
 
 
-def test_unsupported_names_all_that_this_version_can_not_run() -> None:
-    recipe = load_recipe(FOLDER / "ascend910/sft_768x1360x77_8p.yaml").recipe
-    assert [line.split(":")[0] for line in unsupported(recipe)] == [
-        "runtime.workers",
-        "parallel.sequence_parallel",
-        "parallel.zero_stage",
-    ]
+def test_all_layouts_of_training_are_supported() -> None:
+    for path in sorted((FOLDER / "ascend910").glob("sft_*.yaml")):
+        assert unsupported(load_recipe(path).recipe) == []
+
+
+def test_unsupported_names_what_this_version_can_not_run() -> None:
+    path = FOLDER / "ascend910/generate_768x1360x81_8p.yaml"
+    assert unsupported(load_recipe(path).recipe) == []
+    recipe = load_recipe(path, ["parallel.zero_stage=3"]).recipe
+    assert unsupported(recipe) == ["parallel.zero_stage: got 3, this version supports 0"]
+
+
+def test_rows_are_dealt_to_several_processes_but_a_model_is_made_by_one() -> None:
+    assert unsupported(load_recipe(FOLDER / "ascend910/encode_video_8p.yaml").recipe) == []
+    recipe = load_recipe(FOLDER / "tiny/make_model.yaml", ["runtime.workers=2"]).recipe
+    assert unsupported(recipe) == ["runtime.workers: got 2, kind make-model runs 1 process in this version"]
+
+
+@pytest.mark.parametrize(("name", "shards"), [("sp8", 8), ("sp4_dp2", 4), ("sp2_dp4", 2), ("dp8", 1)])
+def test_the_layouts_of_eight_cards_differ_from_the_original_in_nothing_else(name: str, shards: int) -> None:
+    base, layout = (values(f"ascend910/sft_768x1360x77_8p{suffix}.yaml") for suffix in ("", f"_{name}"))
+    assert layout["parallel.sequence_parallel"] == shards
+    assert layout["parallel.zero_stage"] == 3
+    changed = {key for key in base if base[key] != layout[key]}
+    assert changed <= {"name", "description", "parallel.sequence_parallel", "parallel.zero_stage"}
 
 
 def test_unsupported_names_the_stage() -> None:
-    recipe = load_recipe(FOLDER / "quickstart.yaml", ["stages.train.parallel.zero_stage=1"]).recipe
-    assert unsupported(recipe) == ["stages.train.parallel.zero_stage: got 1, this version supports 0"]
+    recipe = load_recipe(FOLDER / "quickstart.yaml", ["stages.generate.parallel.zero_stage=1"]).recipe
+    assert unsupported(recipe) == ["stages.generate.parallel.zero_stage: got 1, this version supports 0"]
 
 
 def test_preset_names_are_those_of_core() -> None:

@@ -1,0 +1,201 @@
+"""The seam between HCCL and the CPU: collectives of one group of processes, with gradients, and counted.
+
+Ascend has every collective. MindSpore's CPU backend has, for groups of some of the processes, the all-reduce alone, so
+the others are composed of it there: same values, more bytes on the wire than the real one (which is what
+``core.parallel.traffic`` counts). A group of one process is the identity on both.
+
+Gradients are those of the sum of all processes' losses. Each is a Cell with a ``bprop`` of its own that looks at the
+incoming gradient only: where one Cell with a ``bprop`` is called twice in a compiled function, MindSpore 2.10 hands
+it the other call's *output* (``core.ops_cpu``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import communication, nn
+from mindspore import ops as _ops
+
+from core.compiling import runtime
+from core.parallel.mesh import Mesh
+from core.parallel.traffic import Kind, Message, Traffic
+
+Raw = Callable[[Any], Any]
+
+
+def _identity(x):
+    return x
+
+
+def _raw_hccl(name: str, size: int, _index: int) -> dict[Kind, Raw]:
+    """Not measured: no card was at hand."""
+    exchange = _ops.AlltoAll(split_count=size, split_dim=0, concat_dim=0, group=name)
+
+    def all_to_all(x):
+        # Four dimensions, whatever the shape: CANN's limit in the versions documented.
+        return exchange(x.reshape(size, -1, 1, 1)).reshape(x.shape)
+
+    return {
+        "all_reduce": _ops.AllReduce(group=name),
+        "all_gather": _ops.AllGather(group=name),
+        "reduce_scatter": _ops.ReduceScatter(group=name),
+        "all_to_all": all_to_all,
+    }
+
+
+def _raw_composed(name: str, size: int, index: int) -> dict[Kind, Raw]:
+    # A gather, too, is an all-reduce here: MindSpore's CPU all-gather knows the group of all processes only.
+    reduce = _ops.AllReduce(group=name)
+
+    def gather(x):
+        zeros = _ops.zeros_like(x)
+        parts = [zeros] * index + [x] + [zeros] * (size - 1 - index)
+        return reduce(_ops.concat(parts, 0))
+
+    def reduce_scatter(x):
+        length = x.shape[0] // size
+        return reduce(x)[index * length : (index + 1) * length]
+
+    def all_to_all(x):
+        # [n, ...] of each of n processes -> [n, n, ...], of which column ``index`` is for this one.
+        return gather(x).reshape(size, *x.shape)[:, index]
+
+    return {"all_reduce": reduce, "all_gather": gather, "reduce_scatter": reduce_scatter, "all_to_all": all_to_all}
+
+
+class _WithGradient(nn.Cell):
+    """``forward(x)``, whose gradient is ``backward`` of the incoming gradient."""
+
+    def __init__(self, forward: Raw, backward: Raw):
+        super().__init__()
+        self._forward, self._backward = forward, backward
+
+    def construct(self, x):
+        return self._forward(x)
+
+    def bprop(self, x, out, grad):
+        return (self._backward(grad),)
+
+
+class Group:
+    """The processes ``ranks`` (ascending), of which this is number ``index``.
+
+    The methods count and may be called outside compiled functions. ``cells`` are the same collectives uncounted, for
+    compiled functions; whoever uses one says so with ``note``.
+    """
+
+    def __init__(self, ranks: Sequence[int], rank: int, traffic: Traffic):
+        self.ranks, self.rank, self.traffic = tuple(ranks), rank, traffic
+        self.size, self.index = len(self.ranks), self.ranks.index(rank)
+        kinds: tuple[Kind, ...] = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+        raw: dict[Kind, Raw] = dict.fromkeys(kinds, _identity)
+        self._name = ""
+        if self.size > 1:
+            self._name = _group_name(self.ranks)
+            make = _raw_hccl if runtime.device == "Ascend" else _raw_composed
+            raw = make(self._name, self.size, self.index)
+        length_of_own = self.index
+
+        def own(x):
+            length = x.shape[0] // len(ranks)
+            return x[length_of_own * length : (length_of_own + 1) * length]
+
+        self._raw = raw
+        self.cells: dict[str, Any] = {
+            "all_reduce": _WithGradient(raw["all_reduce"], raw["all_reduce"]),
+            "all_gather": _WithGradient(raw["all_gather"], raw["reduce_scatter"]),
+            "reduce_scatter": _WithGradient(raw["reduce_scatter"], raw["all_gather"]),
+            "all_to_all": _WithGradient(raw["all_to_all"], raw["all_to_all"]),
+            "all_gather_same": _WithGradient(raw["all_gather"], own),
+        }
+
+    def message(self, purpose: str, kind: Kind, input_bytes: int) -> Message:
+        """What is counted for a collective of this group on ``input_bytes`` of each process."""
+        return Message(purpose, kind, input_bytes, self.size)
+
+    def note(self, purpose: str, kind: Kind, x: ms.Tensor) -> None:
+        """Counts a collective on ``x`` of each process."""
+        self.traffic.add(self.message(purpose, kind, x.size * x.itemsize))
+
+    def _plain(self, purpose: str, kind: Kind, x: ms.Tensor) -> ms.Tensor:
+        self.note(purpose, kind, x)
+        return self._raw[kind](x)
+
+    def all_reduce(self, x: ms.Tensor, purpose: str) -> ms.Tensor:
+        """The sum over the processes, on each: shape unchanged. Without a gradient, as all methods here."""
+        return self._plain(purpose, "all_reduce", x)
+
+    def all_gather(self, x: ms.Tensor, purpose: str) -> ms.Tensor:
+        """``[m, ...]`` of each process -> ``[n * m, ...]`` on each, in their order."""
+        return self._plain(purpose, "all_gather", x)
+
+    def reduce_scatter(self, x: ms.Tensor, purpose: str) -> ms.Tensor:
+        """``[n * m, ...]`` of each process -> part ``index``, ``[m, ...]``, of the sum over the processes."""
+        return self._plain(purpose, "reduce_scatter", x)
+
+    def all_to_all(self, x: ms.Tensor, purpose: str) -> ms.Tensor:
+        """``[n, ...]`` -> ``[n, ...]``: entry j goes to process j and comes back as that process's entry ``index``."""
+        return self._plain(purpose, "all_to_all", x)
+
+    def broadcast(self, x: ms.Tensor, purpose: str, root: int = 0) -> ms.Tensor:
+        """``x`` of process ``root`` (its place in the group) on every process."""
+        self.note(purpose, "broadcast", x)
+        if self.size == 1:
+            return x
+        if runtime.device == "Ascend":
+            return _ops.Broadcast(self.ranks[root], self._name)((x,))[0]
+        # MindSpore documents no CPU kernel for it; a gather is exact.
+        return self._raw["all_gather"](x.reshape(1, *x.shape))[root]
+
+    def agree(self, ok: bool) -> bool:
+        """Whether all processes say so; each of them waits for the others here (the CPU has no barrier)."""
+        failed = ms.Tensor(np.array([0.0 if ok else 1.0], np.float32))
+        return float(self._raw["all_reduce"](failed).asnumpy()[0]) == 0.0
+
+    def wait(self) -> None:
+        """Returns when every process of the group has come here (the CPU has no barrier)."""
+        self._raw["all_reduce"](ms.Tensor(np.zeros(1, np.float32))).asnumpy()
+
+
+class Processes:
+    """This process among those of a run: its groups, and what they have moved.
+
+    Args:
+        mesh: how the processes are laid out.
+        rank: this one.
+
+    Attributes:
+        world: all; ``sequence``: those that share a sample; ``data``: those of other samples with the same tokens.
+    """
+
+    def __init__(self, mesh: Mesh, rank: int = 0):
+        self.mesh, self.rank = mesh, rank
+        self.traffic = Traffic()
+        self.world = Group(mesh.world(), rank, self.traffic)
+        self.sequence = Group(mesh.sequence_group(rank), rank, self.traffic)
+        self.data = Group(mesh.data_group(rank), rank, self.traffic)
+
+
+def alone() -> Processes:
+    """The only process there is: every collective is the identity."""
+    return Processes(Mesh(ranks=1))
+
+
+def joined(sequence: int) -> Processes:
+    """The processes that ``mindspore.communication.init`` has joined to this one, ``sequence`` of them a sample."""
+    return Processes(Mesh(ranks=communication.get_group_size(), sequence=sequence), communication.get_rank())
+
+
+_created: set[str] = set()
+
+
+def _group_name(ranks: tuple[int, ...]) -> str:
+    """Creates the group at first use; every member has to come here in the same order."""
+    name = "cogbench-" + "-".join(map(str, ranks))
+    if name not in _created:
+        communication.create_group(name, list(ranks))
+        _created.add(name)
+    return name

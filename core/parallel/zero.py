@@ -1,0 +1,364 @@
+"""ZeRO: which part of parameters, gradients and optimiser state a process holds (arXiv:1910.02054).
+
+A tensor is cut along its first dimension (leading ones are dropped), so that a matrix is cut between rows, which is
+what CAME's statistics ask for. Parts are equal; where rows do not divide, the last ones end in rows of zeros. For the
+wire the parts of many tensors lie behind each other in one flat bucket.
+
+Communication of a step, P bytes of parameters on n processes, each sending (n - 1) / n of what is named:
+
+    stage 0   gradients all-reduced once a step: 2 P
+    stage 1   gradients reduce-scattered once a step: P; new parameters gathered: P
+    stage 2   gradients reduce-scattered in each micro-batch, block by block inside the backward pass: P; gathered: P
+    stage 3   as 2, but parameters are gathered where a block needs them: P forward, P again where the block is
+              computed again in the backward pass; nothing after the update
+
+Gradients are those of the own tokens and samples, so their sum over *all* processes, divided by the number of samples,
+is the gradient, whatever part of the processes shares a sample. Master values, state and reduction are fp32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import mint, nn
+
+from core.model import Model
+from core.optim.clip import square_sum
+from core.parallel.collectives import Group
+from core.parallel.mesh import held, share
+
+BUCKET_BYTES = 2**26  # of fp32: large enough for full bandwidth, small beside a block of the 5B model (530 MB)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a tensor of ``shape`` is cut into ``parts``."""
+
+    shape: tuple[int, ...]
+    parts: int
+
+    @property
+    def rows_shape(self) -> tuple[int, ...]:
+        """The shape without leading ones, two dimensions at least where there were."""
+        shape = self.shape or (1,)
+        while len(shape) > 2 and shape[0] == 1:
+            shape = shape[1:]
+        return shape
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """Shape of a part, padding included."""
+        return (share(self.rows_shape[0], self.parts), *self.rows_shape[1:])
+
+    @property
+    def part_size(self) -> int:
+        """Elements of a part, padding included."""
+        return math.prod(self.part_shape)
+
+    @property
+    def padded(self) -> bool:
+        """Whether the last parts have rows of padding."""
+        return self.part_shape[0] * self.parts != self.rows_shape[0]
+
+    def valid(self, index: int) -> np.ndarray:
+        """``[rows of a part]``: 1 for the rows that part ``index`` holds, 0 for padding."""
+        count = len(held(self.rows_shape[0], self.parts, index))
+        return (np.arange(self.part_shape[0]) < count).astype(np.float32)
+
+    def part(self, whole: np.ndarray, index: int) -> np.ndarray:
+        """Part ``index`` of an array, padded with zeros."""
+        rows = np.asarray(whole).reshape(self.rows_shape)
+        mine = held(len(rows), self.parts, index)
+        out = np.zeros(self.part_shape, np.float32)
+        out[: len(mine)] = rows[mine.start : mine.stop]
+        return out
+
+    def spread(self, whole: Any) -> Any:
+        """A tensor -> ``[parts, part_size]``, row i for process i."""
+        rows, padded = self.rows_shape[0], self.part_shape[0] * self.parts
+        flat = whole.reshape(rows, -1)
+        if padded != rows:
+            flat = mint.cat((flat, mint.zeros((padded - rows, flat.shape[1]), dtype=flat.dtype)), dim=0)
+        return flat.reshape(self.parts, self.part_size)
+
+    def assembled(self, parts: Any) -> Any:
+        """``[parts, part_size]`` -> the tensor."""
+        return parts.reshape(self.part_shape[0] * self.parts, -1)[: self.rows_shape[0]].reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """Gathers and scatters the tensors of one hand-out in one collective; equal for equal shapes.
+
+    ``names`` are those in the hand-out; ``dtype`` is what the gathered tensors have.
+    """
+
+    group: Group
+    names: tuple[str, ...]
+    cuts: tuple[Cut, ...]
+    dtype: Any
+
+    def gather(self, parts: Sequence[Any]) -> list[Any]:
+        """Own fp32 parts -> whole tensors."""
+        flat = mint.cat([part.astype(self.dtype).reshape(1, -1) for part in parts], dim=1)
+        return self._split(self.group.all_gather(flat, "parameters"), whole=True)
+
+    def scatter(self, gradients: Sequence[Any]) -> list[Any]:
+        """Own gradients of the whole tensors -> fp32 parts of their sum over the processes."""
+        spread = [cut.spread(g.astype(ms.float32)) for cut, g in zip(self.cuts, gradients, strict=True)]
+        return self._split(self.group.reduce_scatter(mint.cat(spread, dim=1), "gradients"), whole=False)
+
+    def _split(self, flat: Any, *, whole: bool) -> list[Any]:
+        tensors, start = [], 0
+        for cut in self.cuts:
+            piece = flat[:, start : start + cut.part_size]
+            tensors.append(cut.assembled(piece) if whole else piece.reshape(cut.part_shape))
+            start += cut.part_size
+        return tensors
+
+
+def _cut_by_rows(field: str, cut: Cut) -> bool:
+    """Whether a state's field is cut as its parameter is: averages over a matrix's rows are whole on all processes."""
+    return not (field.endswith("column") and len(cut.rows_shape) == 2)
+
+
+class _HandOut(nn.Cell):
+    """Own parts in, whole parameters out; its gradient reduces and scatters, so whole gradients live for one block.
+
+    ``resident``: the whole parameters where they are kept (stage 2); None gathers them (stage 3).
+    """
+
+    def __init__(self, gathering: Gathering, resident: Sequence[ms.Parameter] | None):
+        super().__init__()
+        self._gathering = gathering
+        self._resident = None if resident is None else tuple(resident)
+
+    def construct(self, *parts):
+        if self._resident is None:
+            return tuple(self._gathering.gather(parts))
+        return tuple(q.view(q.shape) for q in self._resident)
+
+    def bprop(self, *values):
+        gradients = values[-1]
+        return tuple(self._gathering.scatter(gradients if isinstance(gradients, tuple) else (gradients,)))
+
+
+class Zero:
+    """What of ``parameters`` this process holds, updates and exchanges.
+
+    Args:
+        model: hands the parameters out.
+        parameters: what is trained, loaded.
+        group: the processes to spread over; of one process everything is whole and the same code runs.
+        stage: 0 to 3.
+
+    Attributes:
+        parameters: what the optimiser updates: the parameters themselves, or fp32 parts of them.
+        variables: what the loss is differentiated by.
+    """
+
+    def __init__(self, model: Model, parameters: Sequence[ms.Parameter], group: Group, stage: int):
+        self.model, self.group, self.stage = model, group, stage
+        self.whole = list(parameters)
+        self.names = [str(q.name) for q in self.whole]
+        self.cuts = [Cut(tuple(q.shape), group.size) for q in self.whole]
+        self.types = [q.dtype for q in self.whole]
+        self.parameters, self.variables = self.whole, self.whole
+        self._index = {name: index for index, name in enumerate(self.names)}
+        if stage:
+            self.parameters = [self._own(q, cut) for q, cut in zip(self.whole, self.cuts, strict=True)]
+        if stage >= 2:
+            self.variables = self.parameters
+            self._cells: dict[tuple[str, ...], _HandOut] = {}
+            for q in self.whole:
+                q.requires_grad = False
+            model.keep_in(self)
+        if stage == 3:
+            for name, part in zip(self.names, self.parameters, strict=True):
+                model.replace(name, part)
+            self.whole = []
+
+    def _own(self, parameter: ms.Parameter, cut: Cut) -> ms.Parameter:
+        array = cut.part(parameter.astype(ms.float32).asnumpy(), self.group.index)
+        return ms.Parameter(ms.Tensor(array), name=str(parameter.name))
+
+    # What the model asks while it hands parameters out (stages 2 and 3).
+
+    def keeps(self, name: str) -> bool:
+        """Whether the gradient of parameter ``name`` goes to a part."""
+        return name in self._index
+
+    def lazy(self) -> bool:
+        """Whether whole parameters exist only while something computes with them."""
+        return self.stage == 3
+
+    def part(self, name: str) -> Any:
+        """The own part of a parameter, as a view that gradients pass."""
+        own = self.parameters[self._index[name]]
+        return own.view(own.shape)
+
+    def gathering(self, names: Sequence[str], shorts: Sequence[str]) -> Gathering:
+        """How the parameters ``names``, called ``shorts`` in the hand-out, are gathered."""
+        places = [self._index[name] for name in names]
+        dtype = self.model.compute_dtype if self.stage == 3 else self.types[places[0]]
+        return Gathering(self.group, tuple(shorts), tuple(self.cuts[i] for i in places), dtype)
+
+    def full(self, names: Sequence[str]) -> list[Any]:
+        """The whole parameters ``names``; their gradients arrive at the parts."""
+        key = tuple(names)
+        if key not in self._cells:
+            resident = None if self.stage == 3 else [self.whole[self._index[name]] for name in names]
+            self._cells[key] = _HandOut(self.gathering(names, names), resident)
+        result: Any = self._cells[key](*(self.part(name) for name in names))
+        return list(result) if isinstance(result, tuple) else [result]
+
+    # What a training step asks.
+
+    def reduced(self, gradients: Sequence[Any]) -> list[Any]:
+        """Gradients of ``variables``, summed over a step's micro-batches -> those of ``parameters``, over all ranks."""
+        if self.stage >= 2:
+            return list(gradients)
+        if self.stage == 0 and self.group.size == 1:
+            return list(gradients)
+        result: list[Any] = [None] * len(gradients)
+        for bucket in self._buckets():
+            cuts = tuple(self.cuts[i] for i in bucket)
+            if self.stage == 1:
+                found = Gathering(self.group, (), cuts, ms.float32).scatter([gradients[i] for i in bucket])
+            else:
+                found = self._summed([gradients[i] for i in bucket])
+            for index, tensor in zip(bucket, found, strict=True):
+                result[index] = tensor
+        return result
+
+    def _summed(self, gradients: list[Any]) -> list[Any]:
+        flat = mint.cat([g.astype(ms.float32).reshape(-1) for g in gradients], dim=0)
+        flat, tensors, start = self.group.all_reduce(flat, "gradients"), [], 0
+        for g in gradients:
+            tensors.append(flat[start : start + g.size].reshape(g.shape))
+            start += g.size
+        return tensors
+
+    def _buckets(self) -> Iterator[list[int]]:
+        bucket, size = [], 0
+        for index, cut in enumerate(self.cuts):
+            if bucket and size + 4 * math.prod(cut.shape) > BUCKET_BYTES:
+                yield bucket
+                bucket, size = [], 0
+            bucket.append(index)
+            size += 4 * math.prod(cut.shape)
+        if bucket:
+            yield bucket
+
+    def norm(self, gradients: Sequence[Any]) -> Any:
+        """Euclidean norm of reduced gradients, over all parts: the same on every process."""
+        squares = square_sum(dict(zip(self.names, gradients, strict=True)))
+        if self.stage:
+            squares = self.group.all_reduce(squares.reshape(1), "statistics")[0]
+        return mint.sqrt(squares)
+
+    def updated(self, optimizer: Any) -> None:
+        """To be called after each update: counts what the optimiser exchanged, publishes what it changed."""
+        for size in optimizer.exchanged():
+            self.group.traffic.add(self.group.message("statistics", "all_reduce", 4 * size))
+        self.publish()
+
+    def came_options(self) -> dict[str, Any]:
+        """What ``core.optim.came.CAME`` has to know of the parts."""
+        if not self.stage:
+            return {}
+        rows = [(cut.valid(self.group.index), cut.part_shape[0] * cut.parts / cut.rows_shape[0]) for cut in self.cuts]
+        padding = [pair if cut.padded else None for pair, cut in zip(rows, self.cuts, strict=True)]
+        return {"sharded": [True] * len(self.cuts), "shards_mean": self._mean_function(), "padding": padding}
+
+    def _mean_function(self) -> Any:
+        sum_over, size = self.group.cells["all_reduce"], self.group.size
+
+        def shards_mean(mean):
+            # A scalar has no dimension to send.
+            return (sum_over(mean.reshape(-1)) / size).reshape(mean.shape)
+
+        return shards_mean
+
+    def publish(self) -> None:
+        """After an update (or whatever else moved the parts): the whole parameters become those of the parts."""
+        if self.stage not in (1, 2):
+            return
+        for bucket in self._buckets():
+            gathering = Gathering(self.group, (), tuple(self.cuts[i] for i in bucket), self.types[bucket[0]])
+            found = gathering.gather([self.parameters[i].view(self.parameters[i].shape) for i in bucket])
+            for index, tensor in zip(bucket, found, strict=True):
+                self.whole[index].set_data(tensor.astype(self.types[index]))
+
+    def array(self, name: str) -> np.ndarray:
+        """The whole fp32 value of a parameter of the model on every process, each of which has to ask."""
+        if name not in self._index:
+            return self.model.parameters_dict()[name].astype(ms.float32).asnumpy()
+        own = self.parameters[self._index[name]]
+        return self.assembled(name, own.view(own.shape))
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """``array`` of each trained parameter."""
+        return ((name, self.array(name)) for name in self.names)
+
+    def assembled(self, name: str, own: Any) -> np.ndarray:
+        """The whole fp32 array of what belongs to parameter ``name`` and is cut as it is."""
+        if not self.stage:
+            return own.astype(ms.float32).asnumpy()
+        gathered = self.group.all_gather(own.astype(ms.float32).reshape(1, -1), "checkpoint")
+        return np.ascontiguousarray(self.cuts[self._index[name]].assembled(gathered).asnumpy())
+
+    def assign(self, name: str, whole: np.ndarray) -> None:
+        """Sets a trained parameter; ``publish`` follows."""
+        index = self._index[name]
+        array = self.cuts[index].part(whole, self.group.index) if self.stage else whole
+        parameter = self.parameters[index]
+        parameter.set_data(ms.Tensor(np.array(array, np.float32)).astype(parameter.dtype))
+
+    def rows_held(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of arrays ``<field>.<parameter>``, as optimisers name them, what this process saves: its rows, no padding."""
+        if not self.stage:
+            return arrays
+        result = {}
+        for name, array in arrays.items():
+            field, _, parameter = name.partition(".")
+            cut = self.cuts[self._index[parameter]]
+            if _cut_by_rows(field, cut):
+                result[name] = array[: len(held(cut.rows_shape[0], cut.parts, self.group.index))]
+            elif self.group.index == 0:
+                result[name] = array
+        return result
+
+    def own_rows(
+        self, whole: Iterable[tuple[str, np.ndarray]], shapes: dict[str, tuple[int, ...]]
+    ) -> dict[str, np.ndarray]:
+        """What ``rows_held`` of all processes of some layout make together -> this process's arrays of ``shapes``."""
+        result = {}
+        for name, array in whole:
+            field, _, parameter = name.partition(".")
+            shape = shapes.get(name)
+            cut = self.cuts[self._index[parameter]] if parameter in self._index else None
+            if shape is None or cut is None:
+                result[name] = array  # whoever takes the result refuses it by name
+            elif self.stage and _cut_by_rows(field, cut):
+                rows = array.reshape(cut.rows_shape[0], *shape[1:])
+                result[name] = Cut(rows.shape, cut.parts).part(rows, self.group.index).reshape(shape)
+            else:
+                result[name] = array.reshape(shape)
+        return result
+
+    @property
+    def tensors(self) -> list[Cut]:
+        """The trained tensors: shapes, before they were cut."""
+        return self.cuts
+
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes of parameters on this process, from its live tensors: whole ones and, where they are others, parts."""
+        whole = sum(q.size * q.itemsize for q in self.whole)
+        parts = sum(q.size * q.itemsize for q in self.parameters) if self.stage else 0
+        return {"whole": whole, "parts": parts}

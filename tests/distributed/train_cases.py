@@ -1,0 +1,120 @@
+"""Training of a tiny model by several layouts of processes, each against one process with the same global batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import communication
+
+from core import draws
+from core.lora import LoRAConfig, attach
+from core.optim.adamw import AdamW
+from core.optim.came import CAME
+from core.parallel.collectives import Processes, alone, joined
+from core.parallel.ulysses import Ulysses
+from core.parallel.zero import Zero
+from core.presets import PRESETS
+from core.train.step import Batch, TrainStep
+from core.transformer.model import CogVideoXTransformer3DModel
+from core.weights import make_scheduler
+
+STEPS, GLOBAL_BATCH = 20, 4
+# name -> (sequence parallel, ZeRO stage); the rest of the ranks is data parallel.
+LAYOUTS = {
+    2: {"sp2": (2, 0), "dp2": (1, 0), "dp2-zero1": (1, 1), "dp2-zero2": (1, 2), "dp2-zero3": (1, 3)},
+    4: {"sp4-zero2": (4, 2), "sp2-dp2-zero2": (2, 2), "sp2-dp2-zero3": (2, 3)},
+}
+KINDS = [(optimizer, method) for optimizer in ("adamw", "came") for method in ("sft", "lora")]
+# One block; 10 text features and a LoRA of rank 3 divide by neither 2 nor 4 ranks everywhere.
+CONFIG = replace(
+    PRESETS["tiny-1.5"].transformer, num_layers=1, text_embed_dim=10, num_attention_heads=4, attention_head_dim=16,
+    time_embed_dim=9,
+)  # fmt: skip
+SCHEDULER = make_scheduler(PRESETS["tiny-1.5"].scheduler, "ddim")
+
+
+def batch(step: int, samples: list[int]) -> Batch:
+    """Samples of a step by their numbers; 3 text tokens and 15 video tokens, which 2 and 4 ranks do not divide."""
+    rng = [draws.generator(5, "test batch", step, sample) for sample in samples]
+    latents = np.stack([g.standard_normal((2, CONFIG.in_channels, 6, 10), np.float32) for g in rng])
+    text = np.stack([g.standard_normal((3, CONFIG.text_embed_dim), np.float32) for g in rng])
+    return Batch(latents=latents, text=text, samples=samples, files=[f"clip{s}" for s in samples])
+
+
+class Training:
+    """A model, its optimiser and the step, laid out over ``processes``."""
+
+    def __init__(self, processes: Processes, stage: int, optimizer: str, method: str, recompute: str = "none"):
+        self.processes = processes
+        self.model = CogVideoXTransformer3DModel(CONFIG).initialize(0)
+        self.model.recompute(recompute)
+        lora = (
+            attach(self.model, LoRAConfig(rank=3, alpha=6.0, targets=("to_q", "to_v")), 1) if method == "lora" else None
+        )
+        parameters = self.model.trainable_params() if lora is None else lora.parameters
+        self.model.communicate(Ulysses(processes.sequence))
+        self.zero = Zero(self.model, parameters, processes.world, stage)
+        if optimizer == "adamw":
+            self.optimizer: Any = AdamW(self.zero.parameters, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+        else:
+            self.optimizer = CAME(
+                self.zero.parameters, betas=(0.9, 0.95, 0.99), eps=(1e-30, 1e-16), weight_decay=0.1,
+                **self.zero.came_options(),
+            )  # fmt: skip
+        self.step_fn = TrainStep(
+            self.model, SCHEDULER, self.optimizer, max_grad_norm=0.5, seed=3, zero=self.zero,
+            data_ranks=processes.mesh.data,
+        )  # fmt: skip
+
+    def run(self, start: int, stop: int) -> list[tuple[float, float]]:
+        """Losses and gradient norms of the steps; each rank takes its micro-batches of one sample."""
+        mesh, row = self.processes.mesh, self.processes.mesh.row(self.processes.rank)
+        micro = [[m * mesh.data + row] for m in range(GLOBAL_BATCH // mesh.data)]
+        results = [self.step_fn(step, [batch(step, s) for s in micro], 1e-3) for step in range(start, stop)]
+        return [(r.loss, r.grad_norm) for r in results]
+
+    def values(self) -> np.ndarray:
+        """All trained values behind each other."""
+        return np.concatenate([array.ravel() for _, array in self.zero.arrays()])
+
+
+def single(optimizer: str, method: str, recompute: str = "none") -> dict[str, np.ndarray]:
+    """What one process gets."""
+    training = Training(alone(), 0, optimizer, method, recompute)
+    return {"curve": np.array(training.run(0, STEPS)), "values": training.values()}
+
+
+def case_train() -> dict[str, Any]:
+    """Every layout, optimiser and method: curve, final values, whether ranks agree after each step, bytes held."""
+    found: dict[str, Any] = {}
+    for layout, (sequence, stage) in LAYOUTS[communication.get_group_size()].items():
+        for optimizer, method in KINDS:
+            key, processes = f"{layout}/{optimizer}/{method}", joined(sequence)
+            recompute = "all" if stage == 3 else "none"
+            training = Training(processes, stage, optimizer, method, recompute)
+            curve, agree = [], []
+            for step in range(STEPS):
+                curve += training.run(step, step + 1)
+                agree.append(_agree(training))
+            found[f"{key}/curve"] = np.array(curve)
+            found[f"{key}/values"] = training.values()
+            found[f"{key}/agree"] = agree
+            held = training.zero.held_bytes()
+            state = training.optimizer.state_bytes()
+            found[f"{key}/held"] = [held["whole"], held["parts"], sum(state.values())]
+            found[f"{key}/cut"] = [sum(cut.part_size for cut in training.zero.cuts)]
+            print(key, flush=True)
+    return found
+
+
+def _agree(training: Training) -> bool:
+    """Whether the whole parameters that the model computes with are the same bits on all ranks."""
+    whole = training.zero.whole
+    if not whole:  # stage 3 has none; each part is on one rank only
+        return True
+    own = np.concatenate([q.asnumpy().ravel() for q in whole])
+    total = training.processes.world.all_gather(ms.Tensor(own[None]), "test").asnumpy()
+    return bool(all(np.array_equal(row, own) for row in total))

@@ -1,0 +1,40 @@
+"""One rank: runs every case of a module and writes what it returns. Started by ``run_ranks`` through msrun."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def main(module: str, folder: Path, *wanted: str) -> None:
+    """Runs the functions ``case_*`` of ``module`` in order of definition (or those named ``wanted``)."""
+    import mindspore as ms
+    from mindspore import communication
+
+    os.chdir(folder)
+    ms.set_device("CPU")
+    # Few threads: the ranks share two cores.
+    ms.runtime.dispatch_threads_num(1)
+    ms.runtime.launch_blocking()
+    communication.init()
+    from core import ops
+
+    ops.configure()
+    cases = importlib.import_module(module)
+    functions = {name[5:]: value for name, value in vars(cases).items() if name.startswith("case_")}
+    rank = communication.get_rank()
+    for name in wanted or functions:
+        start = time.perf_counter()
+        arrays = {key: np.asarray(value) for key, value in functions[name]().items()}
+        np.savez(folder / f"{name}-{rank}.part.npz", **arrays)
+        os.replace(folder / f"{name}-{rank}.part.npz", folder / f"{name}-{rank}.npz")
+        print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
