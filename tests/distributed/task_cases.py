@@ -33,7 +33,7 @@ def recipe(world: Path, ranks: int, sequence: int, stage: int, resume: bool) -> 
             "steps": STEPS, "save_every": HALF, "gradient_accumulation_steps": SAMPLES * sequence // ranks,
             "resume": "latest" if resume else None, "recompute": "all" if stage == 3 else "none",
         },
-        optimizer={"name": "came", "lr": 1e-3, "betas": [0.9, 0.95, 0.99], "eps": [1e-30, 1e-16]},
+        optimizer={"name": "came", "lr": 1e-3, "betas": [0.9, 0.95, 0.99], "eps": [1e-8, 1e-8]},
         ema={"decay": 0.5, "warmup": False},
     )  # fmt: skip
 
