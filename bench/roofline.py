@@ -60,9 +60,11 @@ def main(preset: str) -> int:
     """Measures the block of ``preset`` at a small size, in fp32 on the CPU."""
     import mindspore as ms  # noqa: PLC0415
 
+    from bench.device import start_mindspore  # noqa: PLC0415
     from core.presets import PRESETS  # noqa: PLC0415
+    from recipes.schema import Runtime  # noqa: PLC0415
 
-    ms.set_device("CPU")
+    start_mindspore(Runtime(), seed=0)
     config = PRESETS[preset].transformer
     size = Size(batch=1, frames=config.patch_size_t or 1, height=32, width=32, text_tokens=226)
     print(json.dumps({"probe": "roofline", "preset": preset, **measure(transformer(config, size), "CPU", ms.float32)}))

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import shutil
-from types import SimpleNamespace
-from typing import Any, cast
 
 import mindspore as ms
 import numpy as np
 import pytest
 
+from bench.context import RunContext
+from bench.events import EventLog
 from bench.tasks import encode_text, encode_video, make_clips
 from bench.tasks import models as models_module
 from core.data import cache, shapes
@@ -40,9 +40,8 @@ def test_encode_video_writes_the_vaes_moments_and_keeps_what_is_there(tmp_path, 
     # The same clip given to the VAE at once.
     with VideoReader(clips / "video_folder/part01/vid001.mp4") as reader:
         pixels = to_model(fit(reader.read(np.arange(9)), 32, 48))
-    vae = models_module.Models(
-        from_dict({"schema": 1, "name": "x", **video_recipe(clips)}), cast(Any, SimpleNamespace(note=print))
-    ).vae()
+    recipe = from_dict({"schema": 1, "name": "x", **video_recipe(clips)})
+    vae = models_module.Models(recipe, RunContext(recipe, out, 0, EventLog(tmp_path / "vae.jsonl"))).vae()
     mean, std = (part.asnumpy()[0].transpose(1, 0, 2, 3) for part in vae.encode(ms.Tensor(pixels[None])))
     np.testing.assert_allclose(found.latent_mean, mean, atol=1e-5)
     np.testing.assert_allclose(found.latent_std, std, atol=1e-5)
