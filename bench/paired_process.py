@@ -64,7 +64,7 @@ class SideProcess:
         line = self._stdout.readline()
         if not line:
             raise self._dead(do)
-        self._signal(signal.SIGSTOP)
+        self._stop()
         return json.loads(line)
 
     def close(self) -> None:
@@ -76,6 +76,13 @@ class SideProcess:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
+
+    def _stop(self) -> None:
+        """Returns when every thread stands still: on a busy machine that takes until each was scheduled once more."""
+        self._signal(signal.SIGSTOP)
+        with contextlib.suppress(ChildProcessError):
+            # WNOWAIT: if it died instead, its status is still there for Popen.
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -60,7 +60,9 @@ def environment_of(data: dict[str, Any], side: str) -> dict[str, str]:
 
 
 def run_session(data: dict[str, Any], logs: Path, modules: Mapping[str, str] | None = None) -> Session:
-    """Runs the recipe ``data`` once; what the processes print goes to ``logs``. Never raises for a side's failure.
+    """Runs the recipe ``data`` once; what the processes print goes to ``logs``, and stays there after a failure.
+
+    Never raises for a side's failure.
 
     ``modules`` replaces a side's work; only tests set it.
     """
@@ -89,6 +91,10 @@ def run_session(data: dict[str, Any], logs: Path, modules: Mapping[str, str] | N
         for process in processes.values():
             process.close()
         shutil.rmtree(folder, ignore_errors=True)
+    if session.problem is None:
+        # Records of good sessions are kept in a repository; what libraries print names this machine's folders.
+        for side in SIDES:
+            (logs / f"{side}.log").unlink()
     session.seconds = time.monotonic() - start
     return session
 

@@ -75,6 +75,7 @@ def test_two_records_of_a_session_and_the_other_side_stands_still(tmp_path):
         assert found.recipe_digest == made["ours"].recipe_digest
     assert {"ratio_median", "ratio_low", "ratio_high", "output_error"} <= set(made["ours"].metrics)
     assert "ratio_median" not in made["diffusers"].metrics
+    assert not list(tmp_path.glob("*.log"))
     row = paired.row("x", [made])
     assert len(row) == len(paired.HEADERS)
     assert "failed" not in row
@@ -85,6 +86,7 @@ def test_a_session_that_fails_is_two_failed_records_without_a_ratio(tmp_path, pl
     session, made = _session(tmp_path, plan=plan)
     assert said in (session.problem or "")
     assert {made[side].status for side in SIDES} == {"failed"}
+    assert len(list(tmp_path.glob("*.log"))) == 2
     assert all(said in (made[side].reason or "") for side in SIDES)
     assert "ratio_median" not in made["ours"].metrics
     assert set(paired.row("x", [made])[1:]) == {"failed"}
