@@ -13,10 +13,6 @@ from bench.plan.workload import Training, elements
 from core.params import ParamTable, prefixed
 from core.transformer.parameters import block_table
 
-CLASSES = (
-    "parameters", "masters", "optimizer", "ema", "gradients", "activations", "block", "attention", "communication",
-    "text encoder", "vae", "reserve",
-)  # fmt: skip
 # core.optim.foreach and core.ops_cpu, which cannot be imported without MindSpore; a test compares them.
 MAX_TENSORS, MAX_BYTES = 8, 2**25
 CPU_CHUNK_BYTES = 64 * 2**20
@@ -100,8 +96,11 @@ def training_phases(work: Training, *, reserve: int = 0, resident: dict[str, int
     per_block = elements(block, shards) * item
     outer = whole - per_block * count  # patches, time, head: small
     waiting = whole if work.accumulation > 1 else 0  # the sum so far
-    kept = [kept_between_passes(work, index) for index in range(count)]
-    communication = _communication(work, block)
+    kept = [_kept(work, index) for index in range(count)]
+    communication = _communication(work)
+    if work.code == "cpu":
+        # The last step's graph still holds views of the parameters, and set_data gives them new storage on the CPU.
+        held["previous parameters"] = elements(work.trained) * item
     phases = []
     for name, index in (("backward, last block", count - 1), ("backward, first block", 0)):
         done = outer + per_block * (count - 1 - index)
@@ -126,28 +125,51 @@ def training_phases(work: Training, *, reserve: int = 0, resident: dict[str, int
 def attention_workspace(work: Training) -> int:
     """Bytes of temporaries inside attention's gradient: none for the fused kernel, chunks of scores on the CPU.
 
-    A chunk of the gradient holds scores, their softmax, the gradient of the weights, the widened inner products and
-    the product: five of ``core.ops_cpu.CHUNK_BYTES`` at most.
+    A chunk of our gradient holds scores, their softmax, the gradient of the weights, the widened inner products and
+    the product: five of ``core.ops_cpu.CHUNK_BYTES`` at most. Where one chunk is enough, MindSpore differentiates
+    matmul, softmax, matmul itself and holds ten (measured: docs/design/016 says on which runs).
     """
     if work.code != "cpu":
         return 0
-    tokens = work.tokens
-    chunk = max(16, CPU_CHUNK_BYTES // (4 * work.batch * work.config.num_attention_heads * tokens))
-    rows = min(chunk, tokens)
-    return CPU_SCORE_COPIES * 4 * work.batch * work.config.num_attention_heads * rows * tokens
+    whole = cpu_scores(work)
+    if not cpu_chunked(work) and work.recompute != "keep_attention":
+        copies = CPU_WHOLE_COPIES - (1 if work.recompute == "none" else 0)  # one is among what the block keeps
+        return copies * whole
+    rows = min(_cpu_rows(work), work.tokens)
+    return CPU_CHUNK_COPIES * whole * rows // work.tokens
 
 
-CPU_SCORE_COPIES = 5
+CPU_CHUNK_COPIES, CPU_WHOLE_COPIES = 5, 10
 
 
-def _communication(work: Training, block: ParamTable) -> int:
+def _cpu_rows(work: Training) -> int:
+    return max(16, CPU_CHUNK_BYTES // (4 * work.batch * work.config.num_attention_heads * work.tokens))
+
+
+def cpu_chunked(work: Training) -> bool:
+    """Whether ``core.ops_cpu`` cuts the queries: then no gradient reads the whole matrix of weights."""
+    return _cpu_rows(work) < work.tokens
+
+
+def cpu_scores(work: Training) -> int:
+    """Bytes of one fp32 matrix of scores of all heads and samples."""
+    return 4 * work.batch * work.config.num_attention_heads * work.tokens**2
+
+
+def _kept(work: Training, index: int) -> int:
+    """``kept_between_passes``, and on the CPU the softmax weights that plain attention's gradient reads."""
+    kept = kept_between_passes(work, index)
+    keeps_all = work.recompute == "none" or index % work.recompute_every
+    return kept + (cpu_scores(work) if work.code == "cpu" and keeps_all and not cpu_chunked(work) else 0)
+
+
+def _communication(work: Training) -> int:
     """Bytes of one block's gathered parameters (ZeRO 3) and of the two buffers of an all-to-all (sequence parallel)."""
     total = 0
     if work.zero_stage >= 3 and work.ranks > 1:
         total += elements(prefixed("b", block_table(work.config))) * work.stored
     if work.sequence_parallel > 1:
         total += 2 * work.batch * work.local_tokens * work.config.inner_dim * work.computed
-    del block
     return total
 
 

@@ -1,0 +1,185 @@
+"""``python -m bench.plan.measured``: the plan against high-water marks of processes on this machine's CPU.
+
+Each case trains a small model with random tensors in a process of its own (``bench.plan.child``), one at a time.
+Measured is the high-water mark of its second step; predicted is the mark of the same process with a model of a few
+kilobytes, taken in the same session, and the plan's bytes. Exit code 1 where a residual exceeds the bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.child_env import full_environment
+from bench.codes import MISMATCH, PASS
+from bench.plan.memory import peak, state_classes, training_phases
+from bench.plan.workload import Sizes, elements, training_of
+from bench.recipe_access import open_recipe
+from core.files import write_text
+from core.presets import PRESETS
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes" / "cpu" / "memory.yaml"
+STORED = ROOT / "bench" / "plan_measured.json"
+BOUND = 0.10
+PATIENCE = 900.0
+_BIG = {"num_attention_heads": 8, "attention_head_dim": 64, "num_layers": 8, "time_embed_dim": 256}
+_SMALL = {"num_attention_heads": 4, "attention_head_dim": 64, "num_layers": 2, "time_embed_dim": 32}
+_NONE = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "time_embed_dim": 32}
+_FEW = ["video.frames=5", "video.height=64", "video.width=64"]
+_CAME = ["optimizer.name=came", "optimizer.betas=[0.9,0.99,0.999]", "optimizer.eps=[1e-8,1e-8]"]
+_LORA = ["train.method=lora", "lora.rank=16"]
+# name -> (transformer's sizes, --set values).
+CASES: dict[str, tuple[dict[str, int], list[str]]] = {
+    "EMA": (_BIG, [*_FEW, "ema.decay=0.99"]),
+    "LoRA rank 16": (_BIG, _LORA),
+    "4 blocks": (_BIG | {"num_layers": 4}, []),
+    "base: 8 blocks, width 512": (_BIG, []),
+    "16 blocks, few tokens": (_BIG | {"num_layers": 16}, _FEW),
+    "29 frames": (_BIG, ["video.frames=29"]),
+    "61 frames": (_BIG, ["video.frames=61"]),
+    "384x384": (_SMALL, ["video.frames=29", "video.height=384"]),
+    "batch 2": (_SMALL, ["video.height=384", "train.batch_size=2"]),
+    "2 micro-batches": (_BIG, ["train.gradient_accumulation_steps=2"]),
+    "recompute none": (_BIG, ["train.recompute=none"]),
+    "recompute keep_attention": (_BIG, ["train.recompute=keep_attention"]),
+    "recompute every 2nd": (_BIG, ["train.recompute_every=2"]),
+    "CAME": (_BIG | {"num_layers": 16}, [*_FEW, *_CAME]),
+}
+
+
+def predicted(name: str) -> dict[str, Any]:
+    """Peak, its classes, and the live bytes of one case, from its recipe."""
+    shape, overrides = CASES[name]
+    recipe = open_recipe(RECIPE, overrides).recipe
+    preset = PRESETS[recipe.model.preset]
+    sizes = Sizes(transformer=replace(preset.transformer, **shape), vae=preset.vae, text=preset.text, source="the case")
+    work = training_of(recipe, sizes)
+    held = state_classes(work)
+    highest = peak(training_phases(work))
+    return {
+        "peak": highest.total,
+        "phase": highest.name,
+        "live": {
+            "parameters": held["parameters"],
+            "gradients": elements(work.trained) * work.trained_itemsize,
+            "optimizer": held["optimizer"],
+            "ema": held.get("ema", 0),
+        },
+    }
+
+
+def measure(shape: dict[str, int], overrides: list[str]) -> dict[str, Any]:
+    """Runs one child and returns its marks and live bytes.
+
+    Raises:
+        RuntimeError: it died; with the end of its messages.
+    """
+    loaded = open_recipe(RECIPE, overrides)
+    job = {"what": "train", "recipe": loaded.data, "transformer": shape, "steps": 2}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "job.json")
+        write_text(path, json.dumps(job))
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.plan.child", str(path)], cwd=folder, env=full_environment(loaded.data, ROOT),
+            capture_output=True, text=True, check=False, timeout=PATIENCE,
+        )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        raise RuntimeError(f"the child ended with {done.returncode}: {done.stderr[-500:]}")
+    return json.loads(lines[-1])
+
+
+def measure_all(names: Iterable[str], stored: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Measures the cases and stores the file after each; with ``stored`` only those that it lacks."""
+    if stored is None:
+        tiny = measure(_NONE, _FEW)["phases"]
+        stored = {"empty": tiny["empty"], "baseline": max(tiny["backward"], tiny["update"]), "cases": {}}
+    for name in names:
+        if name in stored["cases"]:
+            continue
+        made = measure(*CASES[name])
+        marks = made["phases"]
+        stored["cases"][name] = {"peak": max(marks["backward"], marks["update"]), "live": made["live"]}
+        write_text(STORED, json.dumps(stored, indent=1) + "\n")
+        print(f"measured {name}", file=sys.stderr, flush=True)
+    return stored
+
+
+def _near(mib: dict[str, float], plan: dict[str, int]) -> bool:
+    """Live bytes that were stored in MiB with one digit."""
+    return all(abs(plan[key] / 2**20 - value) <= 0.051 for key, value in mib.items())
+
+
+def compare(stored: dict[str, Any]) -> list[dict[str, Any]]:
+    """Predictions of the formulas as they are now beside the stored measurements."""
+    rows = []
+    for name, made in stored["cases"].items():
+        plan = predicted(name)
+        total = stored["baseline"] + plan["peak"]
+        equal = made["live"] == plan["live"] if "live" in made else _near(made["live_mib"], plan["live"])
+        rows.append(
+            {
+                "name": name, "predicted": total, "measured": made["peak"], "residual": total / made["peak"] - 1,
+                "live_equal": equal, "phase": plan["phase"],
+            }
+        )  # fmt: skip
+    return rows
+
+
+def failures(rows: list[dict[str, Any]], bound: float = BOUND) -> list[str]:
+    """What a gate refuses: a residual beyond the bound, live bytes that differ, too few cases to say anything."""
+    found = [f"{r['name']}: residual {100 * r['residual']:+.1f} %" for r in rows if abs(r["residual"]) > bound]
+    found += [f"{r['name']}: live bytes differ from the plan's" for r in rows if not r["live_equal"]]
+    return found + ([f"{len(rows)} cases, need 12"] if len(rows) < 12 else [])
+
+
+def table(stored: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| case | predicted, MiB | measured, MiB | residual | peak in | live bytes |",
+        "|---|---:|---:|---:|---|---|",
+    ]
+    for row in rows:
+        cells = [f"{row[key] / 2**20:.0f}" for key in ("predicted", "measured")]
+        equal = "equal" if row["live_equal"] else "DIFFER"
+        lines.append(
+            f"| {row['name']} | {' | '.join(cells)} | {100 * row['residual']:+.1f} % | {row['phase']} | {equal} |"
+        )
+    empty, base = (stored[key] / 2**20 for key in ("empty", "baseline"))
+    return "\n".join(
+        [*lines, "", f"Empty process {empty:.0f} MiB, with a step of a model of a few kilobytes {base:.0f} MiB."]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.plan.measured", description=__doc__)
+    parser.add_argument("--stored", action="store_true", help="compare with the stored measurements, run nothing")
+    parser.add_argument("--missing", action="store_true", help="measure only the cases that are not stored yet")
+    parser.add_argument("--doc", type=Path, help="rewrite the table between the markers of this file")
+    options = parser.parse_args(arguments)
+    kept = json.loads(STORED.read_text(encoding="utf-8")) if options.stored or options.missing else None
+    stored = kept if kept is not None and options.stored else measure_all(CASES, kept)
+    rows = compare(stored)
+    text = table(stored, rows)
+    print(text)
+    if options.doc:
+        from bench.operators import write_between_markers  # noqa: PLC0415
+
+        write_between_markers(options.doc, text, "plan-measured")
+    problems = failures(rows)
+    for line in problems:
+        print(f"error: {line}", file=sys.stderr)
+    return MISMATCH if problems else PASS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""The plan's formulas against the stored high-water marks: a formula that drifts from the code fails here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench.plan import measured, memory
+
+STORED = json.loads(measured.STORED.read_text(encoding="utf-8"))
+
+
+def problems() -> list[str]:
+    """What the gate says of the stored cases, whatever their number."""
+    return [text for text in measured.failures(measured.compare(STORED)) if "need 12" not in text]
+
+
+def test_stored_cases_are_within_the_bound() -> None:
+    assert problems() == []
+    assert len(STORED["cases"]) >= 9
+
+
+@pytest.mark.parametrize("name", ["backward_bytes", "optimizer_bytes", "cpu_scores"])
+def test_a_changed_formula_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    formula = getattr(memory, name)
+    monkeypatch.setattr(memory, name, lambda *given, **named: 2 * formula(*given, **named))
+    assert problems()
+
+
+def test_a_process_that_needs_more_is_refused() -> None:
+    more = {**STORED, "cases": {n: {**c, "peak": round(1.25 * c["peak"])} for n, c in STORED["cases"].items()}}
+    assert len(measured.failures(measured.compare(more))) >= len(STORED["cases"]) - 1
+
+
+def test_live_bytes_that_differ_are_refused() -> None:
+    cases = {n: dict(c) for n, c in STORED["cases"].items()}
+    name = next(iter(cases))
+    key = "live" if "live" in cases[name] else "live_mib"
+    cases[name][key] = {k: v + 1 for k, v in cases[name][key].items()}
+    assert any("live bytes" in text for text in measured.failures(measured.compare({**STORED, "cases": cases})))
+
+
+def test_few_cases_say_nothing() -> None:
+    assert measured.failures([]) == ["0 cases, need 12"]
+
+
+def test_every_case_is_a_valid_recipe() -> None:
+    assert len(measured.CASES) >= 12
+    assert all(measured.predicted(name)["peak"] > 0 for name in measured.CASES)
