@@ -18,22 +18,22 @@ from core.parallel.collectives import joined
 from recipes.load import from_dict
 from tests.bench import train_world
 
-STEPS, HALF, SAMPLES = 6, 3, 4
+STEPS, HALF, SAMPLES = 4, 2, 2
 # name -> (sequence parallel, ZeRO stage, begins at the checkpoint of "whole")
 RUNS = {"whole": (1, 2, False), "same": (1, 2, True), "stage3": (2, 3, True)}
 
 
 def recipe(world: Path, ranks: int, sequence: int, stage: int, resume: bool) -> dict[str, Any]:
-    """Four samples a step, an average, whatever the layout."""
+    """Two samples a step, an average, whatever the layout."""
     return train_world.recipe(
         world,
         runtime={"workers": ranks},
         parallel={"sequence_parallel": sequence, "zero_stage": stage},
         train={
             "steps": STEPS, "save_every": HALF, "gradient_accumulation_steps": SAMPLES * sequence // ranks,
-            "resume": "latest" if resume else None, "recompute": "all" if stage == 3 else "none",
+            "resume": "latest" if resume else None, "recompute": "all",
         },
-        optimizer={"name": "came", "lr": 1e-3, "betas": [0.9, 0.95, 0.99], "eps": [1e-30, 1e-16]},
+        optimizer={"name": "came", "lr": 1e-3, "betas": [0.9, 0.95, 0.99], "eps": [1e-8, 1e-8]},
         ema={"decay": 0.5, "warmup": False},
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 
+import mindspore as ms
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from core import ops
 from core.parallel.mesh import share
 from tests.distributed import train_cases as cases
 from tests.distributed.ranks import run_ranks
-from tests.tolerances import MODULE, relative_error
+from tests.tolerances import MODULE, OPERATOR, relative_error
 
 LAYOUTS = [(ranks, layout) for ranks, layouts in cases.LAYOUTS.items() for layout in layouts]
 
@@ -59,3 +60,20 @@ def test_bytes_of_live_tensors_are_those_of_the_formula(runs, ranks, layout, met
     }
     for found in runs[ranks].of("train"):
         assert np.array_equal(found[f"{layout}/adamw/{method}/held"], expected[stage])
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("ranks", list(cases.LAYOUTS))
+def test_the_same_gradients_make_the_same_parameters(runs, ranks, stage):
+    """Bit by bit with AdamW; CAME's means over a matrix are sums in another order."""
+    for optimizer in ("adamw", "came"):
+        ops.configure()
+        training = cases.Training(cases.alone(), 0, optimizer, "sft")
+        for gradients in cases.given_gradients(training.zero.cuts):
+            training.optimizer.step([ms.Tensor(g) for g in gradients], 1e-2)
+        want = training.values()
+        for found in runs[ranks].of("same_gradients"):
+            if optimizer == "adamw":
+                assert np.array_equal(found[f"adamw/{stage}"], want)
+            else:
+                assert relative_error(found[f"came/{stage}"], want) <= OPERATOR
