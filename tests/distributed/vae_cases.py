@@ -69,6 +69,7 @@ def _count_chunks(vae) -> list[int]:
 def case_traffic():
     """Bytes that a forward pass, and one with gradients, were counted to send: by lengths and recompute mode."""
     arrays = {}
+    ops.configure(mode="pynative")
     for lengths in LENGTHS:
         for mode in ("none", "all", "keep_attention"):
             processes = joined(communication.get_group_size())
@@ -92,6 +93,7 @@ def case_traffic():
 def case_zero():
     """Bytes counted in one training step for gradients and parameters, by stage and recompute mode."""
     arrays = {}
+    ops.configure(mode="pynative")  # the same messages, without compiling for each
     for stage in range(4):
         for mode in ("none", "all"):
             training = Training(joined(1), stage, "adamw", "sft", mode)
