@@ -73,8 +73,7 @@ def vae_phase(
     config: VAEConfig, side: str, *, frames: int, height: int, width: int, tiling: TilingConfig | None, itemsize: int,
     streamed: bool = True,
 ) -> Phase:  # fmt: skip
-    """Encoding or decoding ``frames`` pixel frames. Streamed, chunk after chunk with the caches of all tiles;
-    otherwise tile after tile with all pixels in memory."""
+    """Encoding or decoding ``frames`` pixel frames; not streamed, all of the clip's pixels are in memory."""
     ratio = config.spatial_compression_ratio
     plan = plan_tiles(height // ratio, width // ratio, tiling, ratio)
     tile_height, tile_width = _tile(plan, ratio)
@@ -84,12 +83,8 @@ def vae_phase(
         chunk = max(b - a for a, b in sample_chunks(frames))
     else:
         chunk = 4 * max(b - a for a, b in latent_chunks(-(-frames // 4)))
-    cached = 0
-    for tile in plan.tiles if streamed else plan.tiles[:1]:
-        size = ((tile.bottom - tile.top) * ratio, (tile.right - tile.left) * ratio)
-        cached += cache_bytes(config, side, *size, itemsize)
-    # The old cache of a tile lives until its new one is complete.
-    cached += at_once * cache_bytes(config, side, tile_height, tile_width, itemsize)
+    # One group of tiles at a time (core.vae.streaming); its old cache lives until the new one is complete.
+    cached = 2 * at_once * cache_bytes(config, side, tile_height, tile_width, itemsize)
     pixels = config.in_channels * height * width * 4
     held = pixels * (2 * chunk if streamed else 2 * frames)
     work = at_once * work_bytes(config, side, chunk, tile_height, tile_width, itemsize)
