@@ -6,6 +6,7 @@ import re
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 from bench.record_parts import Memory, RankMemory
 
@@ -113,7 +114,9 @@ def memory_of_ranks(reported: dict[int, dict | None]) -> tuple[Memory, dict[str,
         for field in _RANK_FIELDS:
             if getattr(rows[-1], field) is None:
                 reasons[f"memory.per_rank.{place}.{field}"] = why.get(f"memory.per_rank.0.{field}") or _NO_REPORT
-    largest = {field: max((v for row in rows if (v := getattr(row, field))), default=None) for field in _RANK_FIELDS}
+    largest: dict[str, Any] = {
+        field: max((v for row in rows if (v := getattr(row, field))), default=None) for field in _RANK_FIELDS
+    }
     largest["process_hwm_bytes"] = max((value for value in hwm.values() if value), default=None)
     for field, value in largest.items():
         if value is None:
@@ -122,7 +125,8 @@ def memory_of_ranks(reported: dict[int, dict | None]) -> tuple[Memory, dict[str,
     if key is None:
         reasons["memory.max_rank"] = _NO_REPORT
     top = None if key is None else next(row.rank for row in rows if getattr(row, key) == largest[key])
-    return Memory(**largest, per_rank=tuple(rows), max_rank=top), reasons
+    largest |= {"per_rank": tuple(rows), "max_rank": top}
+    return Memory(**largest), reasons
 
 
 def no_memory(reason: str) -> tuple[Memory, dict[str, str]]:

@@ -149,10 +149,13 @@ def _largest(ran: list[Record]) -> tuple[Memory, dict[str, str]]:
     if not ran:
         return no_memory("no stage ran")
     fields = ("device_allocated_peak_bytes", "device_reserved_peak_bytes", "process_peak_bytes", "process_hwm_bytes")
-    values = {f: max((v for r in ran if (v := getattr(r.memory, f)) is not None), default=None) for f in fields}
+    values: dict[str, Any] = {
+        f: max((v for r in ran if (v := getattr(r.memory, f)) is not None), default=None) for f in fields
+    }
     reasons = {
         f"memory.{f}": next(r.null_reasons[f"memory.{f}"] for r in ran) for f, value in values.items() if value is None
     }
     rank = RankMemory(rank=0, **{f: values[f] for f in fields[:3]})
     reasons |= {f"memory.per_rank.0.{f}": reasons[f"memory.{f}"] for f in fields[:3] if values[f] is None}
-    return Memory(**values, per_rank=(rank,), max_rank=0), reasons
+    values |= {"per_rank": (rank,), "max_rank": 0}
+    return Memory(**values), reasons

@@ -135,7 +135,7 @@ class Model(nn.Cell):
                 if name.startswith(prefix + ".") and name not in self._hidden
             }
         held = self._blocks[key]
-        kept = [] if self._storage is None else [s for s, (name, _) in held.items() if self._storage.keeps(name)]
+        kept = [short for short, (name, _) in held.items() if self._sharded(name)]
         # What a rule made may depend on trained parameters.
         frozen = frozenset(
             s for s, (name, q) in held.items() if name not in self.hand_out and s not in kept and not _trained(q)
@@ -155,8 +155,12 @@ class Model(nn.Cell):
 
     def fetch(self, names: Sequence[str]) -> list[ms.Tensor]:
         """Whole parameters in their stored type, through which gradients pass."""
-        kept = self._storage is not None and all(self._storage.keeps(name) for name in names)
-        return self._storage.full(names) if kept else [self._params[name] for name in names]
+        if all(self._sharded(name) for name in names):
+            return self._storage.full(names)
+        return [self._params[name] for name in names]
+
+    def _sharded(self, name: str) -> bool:
+        return self._storage is not None and self._storage.keeps(name)
 
     def _handed_out(self, name: str, parameter: ms.Parameter, full: ms.Tensor | None) -> ms.Tensor:
         rule = self.hand_out.get(name)

@@ -32,7 +32,7 @@ def _identity(x):
 
 def _raw_hccl(name: str, size: int, _index: int) -> dict[Kind, Raw]:
     """Not measured: no card was at hand."""
-    exchange = _ops.AlltoAll(split_count=size, split_dim=0, concat_dim=0, group=name)
+    exchange: Any = _ops.AlltoAll(split_count=size, split_dim=0, concat_dim=0, group=name)
 
     def all_to_all(x):
         # Four dimensions, whatever the shape: CANN's limit in the versions documented.
@@ -48,7 +48,7 @@ def _raw_hccl(name: str, size: int, _index: int) -> dict[Kind, Raw]:
 
 def _raw_composed(name: str, size: int, index: int) -> dict[Kind, Raw]:
     # A gather, too, is an all-reduce here: MindSpore's CPU all-gather knows the group of all processes only.
-    reduce = _ops.AllReduce(group=name)
+    reduce: Any = _ops.AllReduce(group=name)
 
     def gather(x):
         zeros = _ops.zeros_like(x)
@@ -146,7 +146,8 @@ class Group:
         if self.size == 1:
             return x
         if runtime.device == "Ascend":
-            return _ops.Broadcast(self.ranks[root], self._name)((x,))[0]
+            send: Any = _ops.Broadcast(self.ranks[root], self._name)
+            return send((x,))[0]
         # MindSpore documents no CPU kernel for it; a gather is exact.
         return self._raw["all_gather"](x.reshape(1, *x.shape))[root]
 
