@@ -50,10 +50,12 @@ def _raw_composed(name: str, size: int, index: int) -> dict[Kind, Raw]:
     # A gather, too, is an all-reduce here: MindSpore's CPU all-gather knows the group of all processes only.
     reduce = _ops.AllReduce(group=name)
 
+    own = ms.Tensor(np.eye(size, dtype=np.float32)[:, index : index + 1])
+
     def gather(x):
-        zeros = _ops.zeros_like(x)
-        parts = [zeros] * index + [x] + [zeros] * (size - 1 - index)
-        return reduce(_ops.concat(parts, 0))
+        # One in n rows is x, the others are zero. Building them as a list breaks the graph compiler inside a ``bprop``.
+        rows = x.reshape(1, -1) * own.astype(x.dtype)
+        return reduce(rows).reshape((size * x.shape[0], *x.shape[1:]))
 
     def reduce_scatter(x):
         length = x.shape[0] // size
@@ -61,7 +63,7 @@ def _raw_composed(name: str, size: int, index: int) -> dict[Kind, Raw]:
 
     def all_to_all(x):
         # [n, ...] of each of n processes -> [n, n, ...], of which column ``index`` is for this one.
-        return gather(x).reshape(size, *x.shape)[:, index]
+        return gather(x).reshape((size, *x.shape))[:, index]
 
     return {"all_reduce": reduce, "all_gather": gather, "reduce_scatter": reduce_scatter, "all_to_all": all_to_all}
 
