@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import rank_merge
+from bench.cli import main
 from bench.cluster import ONE_NODE, cluster_of, msrun_command, parse_nodes, rank_events
 from bench.memory import memory_of_ranks
 from bench.process import Ended
@@ -186,3 +187,21 @@ def test_the_watch_sees_a_ranks_words_as_they_come_and_half_a_line_is_none(tmp_p
     assert tail.end == {"type": "end", "status": "failed", "at": 1.0}
     watch._next = 0.0
     assert watch.look(os.getpid()), "it failed long ago: msrun had its time"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--workers", "2"], "runtime.workers: got 2, kind make-model runs 1 process in this version"),
+        (["--nodes", "2", "--node-rank", "0"], "--master: got None, need HOST:PORT of node 0"),
+        (
+            ["--nodes", "2", "--node-rank", "1", "--master", "a:8118", "--repeats", "2"],
+            "--nodes: got 2 repeats, need one recipe run once",
+        ),
+    ],
+)
+def test_the_command_refuses_what_can_not_be_started(capsys, options, message):
+    recipe = Path(__file__).resolve().parents[2] / "recipes" / "tiny" / "make_model.yaml"
+    assert main(["run", str(recipe), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("runs").exists()
