@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.context import RunContext, synchronize
+from bench.context import PiecesDigest, RunContext, synchronize
 from bench.tasks.inputs import batched, read_prompts, slug
 from bench.tasks.models import Models, tiling_of
 from core.data import shapes
@@ -155,17 +155,24 @@ def _save_latents(recipe: Any, ctx: RunContext, latents: np.ndarray, stem: str, 
 def write_video(
     ctx: RunContext, vae: Any, recipe: Any, latents: np.ndarray, stem: str, prompt: str, fps: float
 ) -> Path:
-    """Decodes scaled latents ``[F, C, H, W]`` and writes ``<out>/<stem>.<format>``."""
-    from core.data.video_writer import save_video  # noqa: PLC0415
-    from core.sample import decode, to_uint8  # noqa: PLC0415
+    """Decodes scaled latents ``[F, C, H, W]`` chunk by chunk and writes ``<out>/<stem>.<format>``.
 
-    with ctx.stage("vae_decode", items=1):
-        video = decode(vae, latents[None], tiling_of(recipe.vae))[0]
-    ctx.digest(f"video/{stem}", video)
-    frames, kind = to_uint8(video), recipe.save.format
+    Decoder and writer take turns, so the seconds of the stage ``vae_decode`` hold both.
+    """
+    from core.data.video_writer import VideoWriter  # noqa: PLC0415
+    from core.sample import to_uint8  # noqa: PLC0415
+    from core.vae.streaming import decode_pieces  # noqa: PLC0415
+
+    kind = recipe.save.format
     path = ctx.out / (stem if kind == "png" else f"{stem}.{kind}")
-    with ctx.stage("write", items=1, frames=len(frames)):
-        codec = save_video(path, frames, fps=fps, format=kind)
+    unscaled = np.ascontiguousarray(latents.transpose(1, 0, 2, 3)) / np.float32(vae.config.scaling_factor)
+    digest = PiecesDigest()
+    with ctx.stage("vae_decode", items=1), VideoWriter(path, fps=fps, format=kind) as out:
+        for piece in decode_pieces(vae, unscaled.astype(np.float32), tiling_of(recipe.vae), ctx.out):
+            digest.add(piece)
+            out.write(to_uint8(piece))
+        codec, count = out.codec, out.frames
+    ctx.digest_value(f"video/{stem}", digest.value())
     shown = path / "00000.png" if kind == "png" else path
-    ctx.artifact("image" if kind == "png" else "video", shown, prompt=prompt, frames=len(frames), fps=fps, codec=codec)
+    ctx.artifact("image" if kind == "png" else "video", shown, prompt=prompt, frames=count, fps=fps, codec=codec)
     return path
