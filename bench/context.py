@@ -190,6 +190,21 @@ def array_digest(array: np.ndarray) -> str:
     return hashlib.sha256(head + value.tobytes()).hexdigest()
 
 
+class PiecesDigest:
+    """sha256 of a video ``[3, T, H, W]`` that comes in pieces along T: of every piece's ``array_digest``, in order."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, piece: np.ndarray) -> None:
+        """Takes the next piece."""
+        self._digest.update(array_digest(piece).encode())
+
+    def value(self) -> str:
+        """The digest of all pieces so far."""
+        return self._digest.hexdigest()
+
+
 def plain(value: Any) -> Any:
     """``value`` in JSON's types: numpy scalars, paths, sets and tuples converted, NaN and infinity as text."""
     if isinstance(value, np.ndarray | np.generic):

@@ -113,6 +113,10 @@ def measure_all(names: Iterable[str], stored: dict[str, Any] | None = None) -> d
     return stored
 
 
+def _same(live: dict[str, int], plan: dict[str, int]) -> bool:
+    return all(live[key] == value for key, value in plan.items())
+
+
 def _near(mib: dict[str, float], plan: dict[str, int]) -> bool:
     """Live bytes that were stored in MiB with one digit."""
     return all(abs(plan[key] / 2**20 - value) <= 0.051 for key, value in mib.items())
@@ -124,7 +128,7 @@ def compare(stored: dict[str, Any]) -> list[dict[str, Any]]:
     for name, made in stored["cases"].items():
         plan = predicted(name)
         total = stored["baseline"] + plan["peak"]
-        equal = made["live"] == plan["live"] if "live" in made else _near(made["live_mib"], plan["live"])
+        equal = _same(made["live"], plan["live"]) if "live" in made else _near(made["live_mib"], plan["live"])
         rows.append(
             {
                 "name": name, "predicted": total, "measured": made["peak"], "residual": total / made["peak"] - 1,

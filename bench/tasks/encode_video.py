@@ -152,18 +152,13 @@ class _Encoder:
         self, reader: VideoReader, indices: np.ndarray, size: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean and std float32 ``[t, C, h, w]`` of the frames at ``indices``."""
-        import mindspore as ms  # noqa: PLC0415
+        from core.vae.streaming import encode_pieces  # noqa: PLC0415
 
-        if self._tiling is None:
-            # Only one chunk of pixels is alive; with tiles that order would keep the caches of all tiles alive.
-            pieces = (ms.Tensor(chunk[None]) for chunk in self._pixels(reader, indices, size))
-            parts = list(self._vae.encode_chunks(pieces, len(indices)))
-        else:
-            whole = np.concatenate(list(self._pixels(reader, indices, size)), axis=1)
-            parts = [self._vae.encode(ms.Tensor(whole[None]), self._tiling)]
-        moments = [[part[which].astype(ms.float32).asnumpy()[0] for part in parts] for which in (0, 1)]
-        mean, std = (np.concatenate(chunks, axis=1).transpose(1, 0, 2, 3) for chunks in moments)
-        return np.ascontiguousarray(mean), np.ascontiguousarray(std)
+        # With tiles the clip is read again for each group of them: pixels of the whole clip are never in memory.
+        mean, std = encode_pieces(
+            self._vae, lambda: self._pixels(reader, indices, size), len(indices), size, self._tiling
+        )
+        return np.ascontiguousarray(mean.transpose(1, 0, 2, 3)), np.ascontiguousarray(std.transpose(1, 0, 2, 3))
 
     def _pixels(self, reader: VideoReader, indices: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
         """float32 ``[3, <= 8, H, W]`` in [-1, 1], cropped and resized."""

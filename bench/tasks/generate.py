@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.context import RunContext, array_digest, synchronize
+from bench.context import PiecesDigest, RunContext, array_digest, synchronize
 from bench.flops import Size
 from bench.flops import transformer as flops_of_transformer
 from bench.tasks import work
@@ -220,21 +220,32 @@ def write_video(
     *,
     keep: bool = True,
 ) -> None:
-    """Decodes scaled latents ``[F, C, H, W]`` and writes ``<out>/<stem>.<format>``; without ``keep`` only decodes."""
-    from core.data.video_writer import save_video  # noqa: PLC0415
-    from core.sample import decode, to_uint8  # noqa: PLC0415
+    """Decodes scaled latents ``[F, C, H, W]`` chunk by chunk and writes ``<out>/<stem>.<format>``.
 
-    with ctx.stage("vae_decode", items=1):
-        video = decode(vae, latents[None], tiling_of(recipe.vae))[0]
-    ctx.digest(f"video/{stem}", video)
-    if not keep:
-        return
-    frames, kind = to_uint8(video), recipe.save.format
+    Decoder and writer take turns, so the seconds of the stage ``vae_decode`` hold both. Without ``keep`` only decodes.
+    """
+    from core.data.video_writer import VideoWriter  # noqa: PLC0415
+    from core.sample import to_uint8  # noqa: PLC0415
+    from core.vae.streaming import decode_pieces  # noqa: PLC0415
+
+    kind, digest = recipe.save.format, PiecesDigest()
     path = ctx.out / _video_name(recipe, stem)
-    with ctx.stage("write", items=1, frames=len(frames)):
-        codec = save_video(path, frames, fps=fps, format=kind)
+    unscaled = (latents.transpose(1, 0, 2, 3) / np.float32(vae.config.scaling_factor)).astype(np.float32)
+    pieces = decode_pieces(vae, np.ascontiguousarray(unscaled), tiling_of(recipe.vae), ctx.out)
+    with ctx.stage("vae_decode", items=1):
+        if not keep:
+            for piece in pieces:
+                digest.add(piece)
+            ctx.digest_value(f"video/{stem}", digest.value())
+            return
+        with VideoWriter(path, fps=fps, format=kind) as out:
+            for piece in pieces:
+                digest.add(piece)
+                out.write(to_uint8(piece))
+            codec, count = out.codec, out.frames
+    ctx.digest_value(f"video/{stem}", digest.value())
     shown = path / "00000.png" if kind == "png" else path
-    ctx.artifact("image" if kind == "png" else "video", shown, prompt=prompt, frames=len(frames), fps=fps, codec=codec)
+    ctx.artifact("image" if kind == "png" else "video", shown, prompt=prompt, frames=count, fps=fps, codec=codec)
 
 
 def _video_name(recipe: Any, stem: str) -> str:

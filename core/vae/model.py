@@ -72,6 +72,11 @@ class AutoencoderKLCogVideoX(Model):
         """
         self._share = _Share(size, index, gather)
 
+    @property
+    def tiles_are_shared(self) -> bool:
+        """Whether several processes work on the tiles of one clip."""
+        return self._share.size > 1
+
     def encode(self, video: ms.Tensor, tiling: TilingConfig | None = None) -> tuple[ms.Tensor, ms.Tensor]:
         """Pixels in [-1, 1] ``[B, 3, T, H, W]`` -> mean and standard deviation of the latents, ``[B, 16, t, h, w]``.
 

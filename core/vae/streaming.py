@@ -47,6 +47,9 @@ def decode_pieces(
     spans = chunks.latent_chunks(latents.shape[1])
     frames = chunks.decoded_frames(latents.shape[1], int(vae.config.temporal_compression_ratio))
     shape = (frames, vae.config.out_channels, plan.rows.size * ratio, plan.cols.size * ratio)
+    if vae.tiles_are_shared:
+        yield from _gathered_pieces(vae, latents, tiling, spans)
+        return
     with _Canvas(shape, folder) as canvas:
         for group in plan.groups(_at_once(tiling)):
             cache: dict[str, ms.Tensor] = {}
@@ -63,6 +66,18 @@ def decode_pieces(
             count = chunks.decoded_frames(last - first, int(vae.config.temporal_compression_ratio))
             yield canvas.read(start, count)
             start += count
+
+
+def _gathered_pieces(
+    vae: Any, latents: np.ndarray, tiling: TilingConfig | None, spans: list[tuple[int, int]]
+) -> Iterator[np.ndarray]:
+    """The pieces of a clip whose tiles several processes decode: each of them holds the whole clip."""
+    pixels = vae.decode(_tensor(latents[None]), tiling).astype(ms.float32).asnumpy()[0]
+    start = 0
+    for first, last in spans:
+        count = chunks.decoded_frames(last - first, int(vae.config.temporal_compression_ratio))
+        yield pixels[:, start : start + count]
+        start += count
 
 
 def encode_pieces(
