@@ -53,10 +53,36 @@ def test_graph_equals_pynative(make):
         np.testing.assert_allclose(results[1][name], value, rtol=1e-5, atol=1e-7)
 
 
+@pytest.fixture
+def large(monkeypatch):
+    """Bundles as for a large model, by shape."""
+    monkeypatch.setattr(foreach, "SMALL_BYTES", 0)
+
+
 def _cut_into_single(monkeypatch):
     monkeypatch.setattr(foreach, "MAX_TENSORS", 1)
 
 
+@pytest.mark.parametrize("make", BOTH)
+def test_a_small_model_needs_one_graph_whatever_its_shapes_and_has_the_same_bits(make, monkeypatch):
+    ops.configure(mode="graph")
+    values = arrays(0, [(6, 10)] * 3 + [(3,)] * 2 + [(2, 3, 4)])
+    small = make(parameters(values))
+    assert graphs_built(lambda: run(small, range(2))) == 1
+    monkeypatch.setattr(foreach, "SMALL_BYTES", 0)
+    by_shape = make(parameters(values))
+    run(by_shape, range(2))
+    assert len(small._for_each.bundles) == 1
+    assert len(by_shape._for_each.bundles) == 3
+    assert same_bits(everything(small), everything(by_shape))
+
+
+def test_a_small_model_of_many_tensors_is_cut():
+    optimizer = adamw(parameters(arrays(0, [(3,)] * (foreach.SMALL_TENSORS + 1))))
+    assert [len(bundle) for bundle in optimizer._for_each.bundles] == [foreach.SMALL_TENSORS, 1]
+
+
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("make", BOTH)
 @pytest.mark.parametrize("mode", ["pynative", "graph"])
 def test_bundles_change_no_bit(make, mode, monkeypatch):
@@ -72,6 +98,7 @@ def test_bundles_change_no_bit(make, mode, monkeypatch):
     assert same_bits(everything(bundled), everything(single))
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("make", BOTH)
 def test_one_graph_for_each_shape(make):
     ops.configure(mode="graph")
@@ -83,6 +110,7 @@ def test_one_graph_for_each_shape(make):
     assert graphs_built(lambda: run(partly, range(2))) == 5, "decayed and not are two graphs"
 
 
+@pytest.mark.usefixtures("large")
 def test_two_optimisers_share_graphs():
     ops.configure(mode="graph")
     shapes = [(6, 10), (7,)]
@@ -90,6 +118,7 @@ def test_two_optimisers_share_graphs():
     assert graphs_built(lambda: [run(optimizer, range(2)) for optimizer in both]) == 2
 
 
+@pytest.mark.usefixtures("large")
 def test_the_count_of_graphs_sees_a_graph_for_each_tensor(monkeypatch):
     ops.configure(mode="graph")
     # Bundles that are as long as it happens: what the padding of the last bundle is for.
