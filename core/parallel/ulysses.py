@@ -125,7 +125,8 @@ class UlyssesTokens:
     def text(self, x_BLX):
         return _parts(x_BLX, self._group.size, self._group.index)
 
-    video = text
+    def video(self, x_BVX):
+        return self.text(x_BVX)
 
     def before_block(self, hidden_BVD, recompute):
         return self._marks[recompute](hidden_BVD)

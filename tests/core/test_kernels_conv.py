@@ -54,7 +54,7 @@ def _full(value, rank):
     return (1, *value) if rank == 2 else value
 
 
-def _reference(x, weight, bias, stride, padding, gradient=None):
+def _reference(x, weight, bias, stride, padding, gradient=None) -> Any:
     """float64: the output, or the gradients of x, weight and bias."""
     rank = x.ndim - 2
     if rank == 2:
@@ -96,7 +96,7 @@ def _function(case) -> Any:
 def test_values_and_gradients(case, mode):
     x, weight, bias = _arrays(case)
     stride, padding = CASES[case][2:]
-    run = ms.jit(_function(case)) if mode == "graph" else _function(case)
+    run: Any = ms.jit(_function(case)) if mode == "graph" else _function(case)
     tensors = [ms.Tensor(a) for a in (x, weight, bias)]
     y = run(*tensors).asnumpy()
     assert relative_error(y, _reference(x, weight, bias, stride, padding)) <= OPERATOR

@@ -82,7 +82,7 @@ def test_values_and_gradients(case, kernels, mode):
     """Gradients by central differences in float64, along random directions of each argument."""
     ops.configure(kernels=kernels)
     groups, arrays = CASES[case][2], _arrays(case)
-    run = ms.jit(_function(case)) if mode == "graph" else _function(case)
+    run: Any = ms.jit(_function(case)) if mode == "graph" else _function(case)
     tensors = [ms.Tensor(a) for a in arrays]
     assert relative_error(run(*tensors).asnumpy(), _value64(groups, *arrays)) <= OPERATOR
     sens = _random(*CASES[case][0], seed=9)

@@ -22,7 +22,8 @@ def _state(step: int, value: float = 1.0) -> State:
 
 
 def _fill(text: str = "weights"):
-    def fill(folder: Path) -> None:
+    def fill(folder: Path | None) -> None:
+        assert folder is not None
         folder.mkdir()
         (folder / "config.json").write_text(text)
 
@@ -73,7 +74,7 @@ def test_the_newest_is_found_when_a_kill_left_latest_behind(tmp_path):
     assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint-000004"
 
 
-def _full(folder: Path) -> None:
+def _full(folder: Path | None) -> None:
     folder.mkdir()
     (folder / "half").write_bytes(b"x" * 10)
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

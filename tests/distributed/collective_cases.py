@@ -80,9 +80,9 @@ def case_collectives() -> dict[str, Any]:
         for mode in ("pynative", "graph"):
             ops.configure(mode=mode)
             for name, fn in _losses(group, kind).items():
-                compiled = ops.compiled(fn)
+                compiled: Any = ops.compiled(fn)
                 value = compiled({}, x, w)
-                gradient = ms.grad(lambda x, w, compiled=compiled: compiled({}, x, w))(x, w)
+                gradient: Any = ms.grad(lambda x, w, compiled=compiled: compiled({}, x, w))(x, w)
                 found[f"{kind}/{mode}/{name}"] = gradient.asnumpy()
                 found[f"{kind}/{mode}/{name}/loss"] = value.asnumpy()
     ops.configure()

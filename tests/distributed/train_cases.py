@@ -18,7 +18,7 @@ from core.parallel.ulysses import Ulysses
 from core.parallel.zero import Gathering, Zero
 from core.presets import PRESETS
 from core.train.step import Batch, TrainStep
-from core.transformer.model import CogVideoXTransformer3DModel
+from core.transformer.model import CogVideoXTransformer3DModel, Recompute
 from core.weights import make_scheduler
 
 # The published recipe's. With 1e-30 a gradient that is nothing but rounding becomes a whole step, other on each layout.
@@ -49,7 +49,7 @@ def batch(step: int, samples: list[int]) -> Batch:
 class Training:
     """A model, its optimiser and the step, laid out over ``processes``."""
 
-    def __init__(self, processes: Processes, stage: int, optimizer: str, method: str, recompute: str = "none"):
+    def __init__(self, processes: Processes, stage: int, optimizer: str, method: str, recompute: Recompute = "none"):
         self.processes = processes
         self.model = CogVideoXTransformer3DModel(CONFIG).initialize(0)
         self.model.recompute(recompute)
@@ -83,7 +83,7 @@ class Training:
         return np.concatenate([array.ravel() for _, array in self.zero.arrays()])
 
 
-def single(optimizer: str, method: str, recompute: str = "none") -> dict[str, np.ndarray]:
+def single(optimizer: str, method: str, recompute: Recompute = "none") -> dict[str, np.ndarray]:
     """What one process gets."""
     training = Training(alone(), 0, optimizer, method, recompute)
     return {"curve": np.array(training.run(0, STEPS)), "values": training.values()}

@@ -13,7 +13,7 @@ from core import ops
 from core.parallel.collectives import Processes, joined
 from core.parallel.ulysses import Ulysses
 from core.presets import PRESETS
-from core.transformer.model import CogVideoXTransformer3DModel
+from core.transformer.model import CogVideoXTransformer3DModel, Recompute
 
 PRESET_NAMES = ("tiny-1.0-2b", "tiny-1.0-5b", "tiny-1.5")
 # (text tokens, latent frames, height, width): with patches of 2 x 2 (x 2) both lengths divide by 4, or neither by 2.
@@ -51,7 +51,9 @@ def inputs_of(preset: str, lengths: str) -> tuple[ms.Tensor, ms.Tensor, ms.Tenso
     )
 
 
-def outputs(preset: str, lengths: str, processes: Processes | None, recompute: str = "none") -> dict[str, np.ndarray]:
+def outputs(
+    preset: str, lengths: str, processes: Processes | None, recompute: Recompute = "none"
+) -> dict[str, np.ndarray]:
     """Output, loss and the gradients of every parameter, summed over the processes."""
     model = model_of(preset)
     model.recompute(recompute)

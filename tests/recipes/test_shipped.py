@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pytest
 
@@ -100,8 +100,8 @@ def test_caches_and_inference_have_the_values_of_the_original() -> None:
 
 
 def test_the_caches_of_the_bucket_recipes_are_made_for_their_training() -> None:
-    encoded = load_recipe(FOLDER / "ascend910/encode_video_buckets_8p.yaml").recipe.video
-    trained = load_recipe(FOLDER / "ascend910/sft_buckets_8p.yaml").recipe.video
+    names = ("encode_video_buckets_8p", "sft_buckets_8p")
+    encoded, trained = (cast(Any, load_recipe(FOLDER / f"ascend910/{name}.yaml").recipe).video for name in names)
     sizes = [[(b.frames, b.height, b.width) for b in video.buckets] for video in (encoded, trained)]
     assert sizes[0] == sizes[1]
     assert (encoded.max_crop, encoded.max_upscale) == (trained.max_crop, trained.max_upscale)

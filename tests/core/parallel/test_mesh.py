@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.parallel.mesh import Mesh, held, share
-from core.parallel.traffic import Message, Traffic, sent_bytes
+from core.parallel.traffic import Kind, Message, Traffic, sent_bytes
 
 
 def test_groups_by_hand():
@@ -47,7 +47,13 @@ def test_parts_cover_everything_once(total, parts):
 
 def test_bytes_by_hand():
     # 4 ranks with 1000 bytes each, sent by one rank in a ring.
-    expected = {"all_reduce": 1500, "reduce_scatter": 750, "all_gather": 3000, "all_to_all": 750, "broadcast": 1000}
+    expected: dict[Kind, int] = {
+        "all_reduce": 1500,
+        "reduce_scatter": 750,
+        "all_gather": 3000,
+        "all_to_all": 750,
+        "broadcast": 1000,
+    }
     assert {kind: sent_bytes(kind, 1000, 4) for kind in expected} == expected
     assert not any(sent_bytes(kind, 1000, 1) for kind in expected)
     # A reduce-scatter and the gather of its parts move what an all-reduce moves.
