@@ -8,6 +8,7 @@ import pytest
 
 from core import ops
 from core.errors import WeightsError
+from core.optim import foreach
 from core.optim.ema import EMA, ema_decay
 from tests.core.optim.helpers import adamw, arrays, graphs_built, parameters, run, same_bits
 
@@ -144,7 +145,8 @@ def test_a_wrong_state_is_refused():
     )
 
 
-def test_one_graph_for_each_shape():
+def test_one_graph_for_each_shape(monkeypatch):
+    monkeypatch.setattr(foreach, "SMALL_BYTES", 0)  # as for a large model
     ops.configure(mode="graph")
     ema = EMA(parameters(arrays(0, 11 * [(6, 10)] + [(7,)])), 0.9, warmup=True)
     assert graphs_built(lambda: [ema.update(step) for step in range(3)]) == 2
