@@ -88,6 +88,14 @@ def resolve_references(data: dict[str, Any], folders: Mapping[str, str | PathLik
     return result
 
 
+def packaged(path: str) -> str | None:
+    """Where ``@recipes/rest`` lies; the path itself without a reference; None for what another stage will write."""
+    match = _REFERENCE.fullmatch(path)
+    if match is None:
+        return path
+    return str(_PACKAGE / (match[2] or "")) if match[1] == PACKAGED else None
+
+
 def _value(data: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
     value: Any = data
     for key in keys:

@@ -26,7 +26,7 @@ from core.files import write_text
 from core.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes" / "cpu" / "memory.yaml"
+RECIPE = ROOT / "recipes" / "tiny" / "memory.yaml"
 STORED = ROOT / "bench" / "plan_measured.json"
 BOUND = 0.10
 PATIENCE = 900.0

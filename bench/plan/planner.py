@@ -240,7 +240,7 @@ def _vae_suggestions(
     frames, height, width = size or (recipe.video.frames, recipe.video.height, recipe.video.width)
     tiles = TilingConfig.reference(sizes.vae)
     after = _vae(recipe, sizes, side, frames, height, width, tiles)
-    if after.total >= now.total:
+    if after.total > 0.99 * now.total:
         return []
     work = (cost.decode_flops, cost.encode_flops)[side == "encoder"]
     ratio = sizes.vae.spatial_compression_ratio
@@ -248,11 +248,15 @@ def _vae_suggestions(
     if side == "decoder":
         grid = {"height": height // ratio, "width": width // ratio, "latent_frames": (frames - 1) // 4 + 1}
     slower = 100 * (work(sizes, tiling=tiles, **grid) / work(sizes, tiling=tiling_config(recipe.vae), **grid) - 1)
-    change = f"vae.tiling: {{tile_height: {tiles.tile_height}, tile_width: {tiles.tile_width}, overlap_height: 40, ..."
+    overlaps = round(tiles.tile_height * tiles.overlap_height), round(tiles.tile_width * tiles.overlap_width)
+    change = (
+        f"vae.tiling: {{tile_height: {tiles.tile_height}, tile_width: {tiles.tile_width}, "
+        f"overlap_height: {overlaps[0]}, overlap_width: {overlaps[1]}}}"
+    )
     total = after.total + (profile.idle or 0)
     return [
         {
-            "change": change + "overlap_width: 72}", "peak": total, "saved": now.total - after.total,
+            "change": change, "peak": total, "saved": now.total - after.total,
             "fits": total <= (profile.memory or 0), "seconds_per_sample": None, "slower_percent": slower,
             "note": "overlaps are computed twice; group norms see a tile",
         }

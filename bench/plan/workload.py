@@ -21,6 +21,7 @@ from core.lora_spec import ModuleRank, adapter_table, find_layers
 from core.params import ParamTable
 from core.presets import PRESETS
 from core.transformer.parameters import parameter_table
+from recipes.references import packaged
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
 Code = Literal["ascend", "cpu", "mindone", "torch"]
@@ -174,6 +175,9 @@ def sizes_of(model: Any, preset: str | None = None) -> Sizes:
 
 def _from_folders(model: Any) -> Sizes:
     names = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+    # What an earlier stage will train has the sizes of the model that it starts from.
+    found = {name: packaged(path) for name in ("path", *names) if (path := getattr(model, name))}
+    model = model.model_copy(update=found)
     given = [path for path in (model.path, model.transformer, model.vae, model.text_encoder) if path]
     if not any(Path(path).exists() for path in given):
         guess = next((n for path in given if (n := published_name(path))), None)

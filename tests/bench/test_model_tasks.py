@@ -186,7 +186,7 @@ def test_given_embeddings_and_latents_replace_their_stages(world, tmp_path):
     del recipe["prompts"]
     events = run(generate, recipe, tmp_path / "out")
     stages = {stage["name"] for stage in named(events, "stage")}
-    assert stages == {"load_transformer", "denoise"}
+    assert {stage.split("/")[0] for stage in stages} == {"load_transformer", "denoise"}
     with np.load(next((tmp_path / "out").glob("*.npz"))) as saved:
         assert saved["latents"].shape == (3, 16, 4, 6)
 

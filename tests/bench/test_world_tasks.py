@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -179,13 +180,14 @@ def test_generate_lists_its_videos_with_their_captions(tmp_path, suffix, name):
     with pytest.MonkeyPatch.context() as patch:
         made = [(p, n) for p in range(2) for n in range(2)]
         items = [
-            generate._Made(prompt=prompts[p], stem=f"{p:03d}-{generate.slug(prompts[p])}-{n}", latents=np.zeros(1))
+            generate._Made(
+                prompt=prompts[p], stem=f"{p:03d}-{generate.slug(prompts[p])}-{n}", latents=np.zeros((3, 16, 2, 4))
+            )
             for p, n in made
         ]
-        patch.setattr(generate, "_encode", lambda *_: None)
         patch.setattr(generate, "_denoise", lambda *_: items)
-        patch.setattr("core.sample.decode", lambda *_: np.zeros((1, 3, 9, 16, 32), np.float32))
-        patch.setattr("core.sample.to_uint8", lambda video: np.zeros((9, 16, 32, 3), np.uint8))
+        patch.setattr(generate, "_encode", lambda *_: SimpleNamespace(prompts=prompts))
+        patch.setattr("core.vae.streaming.decode_pieces", lambda *_: iter([np.zeros((3, 9, 16, 32), np.float32)]))
         events = run(generate, recipe, tmp_path / "out")
     rows = read_manifest(tmp_path / "out" / "video_caption.csv").rows
     assert [row.caption for row in rows] == [prompts[p] for p, _ in made]
