@@ -221,6 +221,7 @@ def compare_with_killed(world: Path, tmp_path: Path, recipe: dict[str, Any], kil
     assert found == [path.name for path in checkpoint.checkpoints(tmp_path / "whole-out")]
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_checkpoint_and_resumed_by_another_process(world, tmp_path):
     recipe = train_world.recipe(world, csv="mixed", ema={"decay": 0.9})
     compare_with_killed(world, tmp_path, recipe, [{"at": "in state", "step": 4}])

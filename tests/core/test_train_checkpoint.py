@@ -75,6 +75,7 @@ def test_the_newest_is_found_when_a_kill_left_latest_behind(tmp_path):
 
 
 def _full(folder: Path | None) -> None:
+    assert folder is not None
     folder.mkdir()
     (folder / "half").write_bytes(b"x" * 10)
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -43,7 +43,12 @@ def _video(batch=1, frames=9, size=8) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("conv", "mode"), [(None, "graph"), (ops_cpu_conv.native, "graph"), (ops_cpu_conv.unfolded, "pynative")]
+    ("conv", "mode"),
+    [
+        (None, "graph"),
+        (ops_cpu_conv.native, "graph"),
+        pytest.param(ops_cpu_conv.unfolded, "pynative", marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_are_the_same_at_the_sixtieth_call(monkeypatch, conv, mode):
     """Ours and both of operators: MindSpore's gradient of ``ops.pad`` goes wrong after some tens of calls."""
@@ -168,6 +173,7 @@ def test_a_linear_start_keeps_colour_and_quiets_the_branches():
     assert (after["encoder.down_blocks.0.resnets.0.norm1.weight"] == 1).all()
 
 
+@pytest.mark.slow
 def test_sides_compiled_as_a_whole_give_the_values_and_gradients_of_blocks():
     ops.configure(mode="graph")
     vae, video = _vae(), _video()

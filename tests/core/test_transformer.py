@@ -119,7 +119,9 @@ def _loss_and_gradients(model, values):
     return [loss.asnumpy(), *(g.asnumpy() for g in gradients)]
 
 
-@pytest.mark.parametrize(("mode", "rotary"), [("pynative", True), ("pynative", False), ("graph", True)])
+@pytest.mark.parametrize(
+    ("mode", "rotary"), [("pynative", True), ("pynative", False), pytest.param("graph", True, marks=pytest.mark.slow)]
+)
 def test_recomputed_gradients_are_the_same(mode, rotary):
     ops.configure(mode=mode)
     config = CONFIG if rotary else replace(CONFIG, use_rotary_positional_embeddings=False, num_layers=1)
@@ -257,7 +259,10 @@ def test_learned_positions_know_one_size():
         _model(config)(*_inputs(config))
 
 
-@pytest.mark.parametrize("recompute", ["none", "all", "keep_attention"])
+@pytest.mark.parametrize(
+    "recompute",
+    [pytest.param("none", marks=pytest.mark.slow), pytest.param("all", marks=pytest.mark.slow), "keep_attention"],
+)
 def test_attention_in_chunks_gives_the_same_gradients(recompute, monkeypatch):
     """Two blocks, each with its own chunked attention: the custom backward of one must not serve the other."""
     ops.configure(mode="graph")
