@@ -95,6 +95,8 @@ def _train(recipe: Any, folder: Path) -> Call:
     from bench.tasks.train_setup import make_optimizer  # noqa: PLC0415
     from core import weights  # noqa: PLC0415
     from core.lora import load_lora  # noqa: PLC0415
+    from core.parallel.collectives import alone  # noqa: PLC0415
+    from core.parallel.zero import Zero  # noqa: PLC0415
     from core.train.step import Batch, TrainStep  # noqa: PLC0415
 
     model = weights.load_transformer(folder / "transformer")
@@ -103,9 +105,10 @@ def _train(recipe: Any, folder: Path) -> Call:
     else:
         parameters = model.trainable_params()
     model.recompute(recipe.train.recompute)
+    zero = Zero(model, list(parameters), alone().world, 0)
     step = TrainStep(
-        model, weights.load_scheduler(folder, "ddim"), make_optimizer(recipe, list(parameters)),
-        max_grad_norm=recipe.train.max_grad_norm, seed=recipe.seed,
+        model, weights.load_scheduler(folder, "ddim"), make_optimizer(recipe, zero),
+        max_grad_norm=recipe.train.max_grad_norm, seed=recipe.seed, zero=zero,
     )  # fmt: skip
     given, samples = paired_inputs.inputs(recipe), list(range(recipe.batch_size))
     batch = Batch(latents=given["latents"], text=given["text"], samples=samples, files=[str(s) for s in samples])

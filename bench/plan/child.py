@@ -71,6 +71,8 @@ def _train(recipe: Any, job: dict, phases: dict[str, int | None]) -> dict[str, i
     from bench.context import synchronize  # noqa: PLC0415
     from bench.tasks import train_setup  # noqa: PLC0415
     from core import ops, weights  # noqa: PLC0415
+    from core.parallel.collectives import alone  # noqa: PLC0415
+    from core.parallel.zero import Zero  # noqa: PLC0415
     from core.train.step import TrainStep  # noqa: PLC0415
     from core.transformer.model import CogVideoXTransformer3DModel  # noqa: PLC0415
 
@@ -81,12 +83,14 @@ def _train(recipe: Any, job: dict, phases: dict[str, int | None]) -> dict[str, i
     lora = train_setup.start_lora(recipe, transformer)
     train_setup.set_recompute(recipe, transformer)
     parameters = transformer.trainable_params() if lora is None else lora.parameters
-    optimizer = _Counting(train_setup.make_optimizer(recipe, parameters), phases)
+    zero = Zero(transformer, list(parameters), alone().world, 0)
+    optimizer = _Counting(train_setup.make_optimizer(recipe, zero), phases)
     ema = train_setup.make_ema(recipe, parameters)
     section = recipe.train
     step = TrainStep(
         transformer, weights.make_scheduler(preset.scheduler, "ddim"), optimizer,
         max_grad_norm=section.max_grad_norm, seed=recipe.seed, loss=section.loss, timesteps=section.timesteps,
+        zero=zero,
     )  # fmt: skip
     synchronize()
     phases["built"] = process_hwm_bytes()

@@ -45,6 +45,9 @@ class _Gradients:
     def step(self, gradients, lr, factor):
         self.kept = {p.name: g.asnumpy() for p, g in zip(self.parameters, gradients, strict=True)}
 
+    def exchanged(self):
+        return []
+
 
 @pytest.mark.parametrize("kind", ["velocity", "x0_weighted"])
 def test_loss_and_gradients_of_one_step(world, kind):
