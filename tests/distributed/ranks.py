@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-TIMEOUT_S = 540
+TIMEOUT_S = 1200
 ROOT = Path(__file__).parents[2]
 
 
@@ -69,6 +69,8 @@ def _end(process: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def _tails(logs: Path) -> str:
