@@ -66,7 +66,7 @@ def _counts(record: Record) -> Iterator[Reading]:
     yield _reading("artifacts", "counts", "", sorted(f"{a.kind} {a.path}" for a in record.artifacts))
     for note, value in record.notes.items():
         # What a component or an optimiser says it holds: numbers of parameters, bytes by class.
-        if isinstance(value, dict) and isinstance(value.get("parameters"), int):
+        if isinstance(value, dict) and isinstance(value.get("parameters"), int) and not note.endswith("_bytes"):
             yield _reading(f"{note} parameters", "counts", "", value["parameters"])
         if note.endswith("_bytes"):
             classes = value if isinstance(value, dict) else {"": value}

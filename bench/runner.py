@@ -20,6 +20,7 @@ from bench.environment import code, code_root, collect
 from bench.events import FILE_NAME, fields_of, last
 from bench.job import Job
 from bench.npu import DeviceWatch
+from bench.plan.beside import planned
 from bench.process import Ended, remove_partial_files
 from bench.record import Record
 from bench.record_parts import Summary
@@ -99,6 +100,8 @@ def _record_of(job: Job, ended: Ended, left: Left, facts: dict[str, Any], reason
     if roofline is not None:
         parts["notes"]["roofline"] = {key: value for key, value in roofline.items() if key != "type"}
     parts["notes"] |= left.notes | job.notes
+    if job.task_module is None:
+        parts["notes"]["plan"] = planned(job.data)
     summary, more = summarize(parts["steps"], cards=cards, no_cards_reason=_NO_CARD, dealt=left.dealt)
     reasons |= more
     compiling, why = compile_seconds(parts["steps"], parts["stages"])

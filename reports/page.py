@@ -17,6 +17,7 @@ from reports.judge import judge_plots, judge_tables
 from reports.media import Picture, find_pictures
 from reports.memory import memory_plot, memory_tables
 from reports.paired import paired_tables
+from reports.planned import planned_plot, planned_tables
 from reports.plots import Plot, make_plots
 from reports.published import published_table
 from reports.render import Cell, Table, clean, code_cell, command_text, missing_cell, text_cell
@@ -118,6 +119,7 @@ def _tables(collection: Collection, notices: Sequence[Notice]) -> tuple[Table, .
     some = runs[:MAX_DETAILED]
     detailed = (
         *paired_tables(some), performance_table(some), *scaling_tables(some), stage_table(some), *memory_tables(some),
+        *planned_tables(some),
         *training_tables(some), *bucket_tables(some), *judge_tables(some), metric_table(some), record_table(some),
     )  # fmt: skip
     if len(some) < len(runs):
@@ -126,7 +128,7 @@ def _tables(collection: Collection, notices: Sequence[Notice]) -> tuple[Table, .
 
 
 def _plots(runs: Sequence[Run]) -> list[Plot]:
-    more = (memory_plot(runs), scaling_plot(runs))
+    more = (memory_plot(runs), planned_plot(runs), scaling_plot(runs))
     return [*make_plots(runs), *(plot for plot in more if plot is not None)]
 
 

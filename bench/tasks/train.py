@@ -111,6 +111,7 @@ class _Trainer:
         share = self.waited / self.worked if self.worked else None
         self.ctx.metric("data_wait_share", share, "1", None if share is not None else "no step after the compiled ones")
         self.ctx.note("skipped_steps", self.skipped)
+        self.ctx.note("held_bytes", self.state.held_bytes())
         # Of all steps and of what was saved and validated between them, of this process.
         self.ctx.note("traffic", {"steps": section.steps - start, "sent": self.processes.traffic.table()})
 

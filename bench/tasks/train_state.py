@@ -46,6 +46,22 @@ class TrainingState:
         """Whether this process writes what is there once."""
         return self.zero.group.index == 0
 
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes of the tensors that live through a step on this process, by the classes of ``bench.plan.memory``."""
+        trained, states = self.zero.held_bytes(), self.optimizer.state_bytes()
+        names = set(self.zero.names)
+        frozen = sum(p.size * p.itemsize for p in self.transformer.get_parameters() if p.name not in names)
+        # Parts beside whole parameters are what the optimiser updates; alone (ZeRO-3) they are the parameters.
+        parameters, masters = trained["whole"] or trained["parts"], trained["parts"] if trained["whole"] else 0
+        held = {
+            "parameters": frozen + parameters,
+            "gradients": self.step_fn.gradient_bytes or 0,
+            "masters": masters + states.pop("master", 0),
+            "optimizer": sum(states.values()),
+            "ema": sum(self.ema.state_bytes().values()) if self.ema else 0,
+        }
+        return {name: size for name, size in held.items() if size}
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the model computes with the averages."""

@@ -83,6 +83,7 @@ class TrainStep:
         self.loss: LossKind = loss
         self.timesteps: TimestepKind = timesteps
         self.skips_in_a_row = 0
+        self.gradient_bytes: int | None = None  # of the reduced gradients that this process holds, after the first step
 
         def scaled(scale, text, noisy, timesteps, *rest):
             return LOSSES[loss](transformer, noisy, text, timesteps, *rest) * scale
@@ -101,6 +102,8 @@ class TrainStep:
         scale = 1.0 if self.loss_scale is None else float(self.loss_scale.value)
         losses, total = self._accumulated(step, batches, scale)
         total = self.zero.reduced(total)
+        if self.gradient_bytes is None:
+            self.gradient_bytes = sum(gradient.size * gradient.itemsize for gradient in total)
         parts = len(batches) * self.data_ranks
         norm = self.zero.norm(total) / (parts * scale)
         loss, grad_norm = self._mean(losses), float(norm)

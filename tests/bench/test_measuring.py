@@ -4,6 +4,7 @@ tool and the vendor's documentation (no card was here)."""
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -149,13 +150,14 @@ def test_processor_time_is_read_from_proc(tmp_path):
             load.parse_stat(damaged)
     assert load.read(tmp_path) is None
     before = load.read()
-    assert before is not None and before.busy > 0
+    assert before is not None
+    assert before.busy > 0
     begin = time.process_time()
     while time.process_time() - begin < 0.3:
         pass
     after = load.read()
     assert after is not None
-    # The kernel samples "busy" by ticks and counts a process's own time exactly: over a long uptime the second may be larger.
+    # The kernel samples "busy" by ticks and counts a process's own time exactly: the second may be the larger.
     assert after.own - before.own > 0.25
     watch = load.LoadWatch()
     assert watch.finish() is None

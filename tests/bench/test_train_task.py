@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.plan.beside import planned
 from bench.tasks import models as models_module
 from bench.tasks import train_state
 from core import lora as lora_module
 from core import ops, weights
 from core.errors import UserError
 from core.train import checkpoint
+from recipes.load import from_dict
 from tests.bench import train_world
 from tests.bench.test_train_resume import losses, run_here
 
@@ -39,6 +41,15 @@ def metrics(log: Path) -> dict[str, Any]:
     return {metric["name"]: metric["value"] for metric in train_world.events(log, "metric")}
 
 
+def assert_held_as_planned(recipe: dict[str, Any], log: Path) -> None:
+    """The bytes that the run counted are those that the plan in its record would state."""
+    plan = planned(from_dict(recipe).model_dump(mode="json", by_alias=True))
+    assert plan["planned"], plan
+    update = plan["phases"][-1]["bytes"]
+    held = notes(log)["held_bytes"]
+    assert held == {name: update[name] for name in ("parameters", "gradients", "optimizer", "ema") if name in update}
+
+
 def arrays(folder: Path) -> dict[str, np.ndarray]:
     model = weights.load_transformer(folder)
     return {name: weights.parameter_array(model, name) for name in model.table}
@@ -48,6 +59,8 @@ def test_validation_ema_and_waiting_are_in_the_record(world, tmp_path):
     recipe = train_world.recipe(world, train={"steps": 4, "keep_checkpoints": 1}, ema={"decay": 0.5, "warmup": False})
     recipe["validation"] = train_world.held_out(world)
     log = run_here(recipe, tmp_path / "out")
+    assert_held_as_planned(recipe, log)
+    assert "ema" in notes(log)["held_bytes"]
     steps = train_world.events(log, "step")
     evals = [step for step in steps if "eval" in step["tags"]]
     assert [step["index"] for step in evals] == [2, 3]
@@ -87,6 +100,7 @@ def test_a_lora_is_saved_loaded_and_merged(world, tmp_path):
     log = run_here(recipe, tmp_path / "out")
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == ["checkpoint-000002", "latest", "lora", "transformer"]
+    assert_held_as_planned(recipe, log)
     assert notes(log)["trained"]["method"] == "lora"
     assert notes(log)["trained"]["tensors"] == 8
     base = weights.load_transformer(world / "model")

@@ -1,0 +1,63 @@
+"""What was planned beside what was counted: the classes of bytes of training runs, and the plan's picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from reports.collect import Run, finite
+from reports.plan_plot import plan_bars
+from reports.plots import Plot
+from reports.render import GIB, Cell, Table, missing_cell, number_cell, text_cell
+from reports.tables import command_cell, device
+
+CLASSES = ("parameters", "masters", "gradients", "optimizer", "ema")
+_UPDATE = "optimiser update"  # the phase in which every gradient is there
+
+
+def planned_tables(runs: Iterable[Run]) -> tuple[Table, ...]:
+    """A row for each class of a run whose record has both a plan and counted bytes, and one for its peak."""
+    rows = tuple(row for run in runs for row in _rows(run))
+    if not rows:
+        return ()
+    columns = ("run", "class", "planned (GiB)", "counted (GiB)", "difference (bytes)", "reproduce this")
+    note = (
+        "Planned from the recipe alone (cogbench plan), counted from the tensors that one process held. A class that "
+        "differs is one that the formulas and the code disagree on."
+    )
+    return (Table("planned", "Memory by class: planned and counted", columns, rows, note),)
+
+
+def _rows(run: Run) -> Iterator[tuple[Cell, ...]]:
+    plan, counted = run.value("notes.plan"), run.value("notes.held_bytes")
+    if not isinstance(plan, dict) or not plan.get("planned") or not isinstance(counted, dict):
+        return
+    update = next((p["bytes"] for p in plan["phases"] if p["name"] == _UPDATE), {})
+    for name in CLASSES:
+        wanted, found = finite(update.get(name)), finite(counted.get(name))
+        if wanted is not None or found is not None:
+            yield _row(run, name, wanted or 0, _counted(found))
+    peak = plan["peak"]
+    measured = run.number("memory.device_allocated_peak_bytes")
+    reason = "no device counter: a process's mark holds its libraries, too" if device(run) == "cpu" else "not read"
+    yield _row(run, f"peak, in {peak['phase']}", peak["total"], measured, reason)
+
+
+def _counted(found: float | None) -> float:
+    return 0 if found is None else found
+
+
+def _row(run: Run, name: str, wanted: float, found: float | None, reason: str = "") -> tuple[Cell, ...]:
+    shown = missing_cell(reason, applies=False) if found is None else number_cell(found, scale=GIB)
+    moved = missing_cell(reason, applies=False) if found is None else number_cell(int(found) - int(wanted))
+    return (text_cell(run.label), text_cell(name), number_cell(wanted, scale=GIB), shown, moved, command_cell(run))
+
+
+def planned_plot(runs: Sequence[Run]) -> Plot | None:
+    """The stacked bars of the run with the largest planned peak; None where no record has a plan."""
+    plans = [plan for run in runs if isinstance(plan := run.value("notes.plan"), dict) and plan.get("planned")]
+    return plan_bars(max(plans, key=_peak)) if plans else None
+
+
+def _peak(plan: dict[str, Any]) -> float:
+    return plan["peak"]["total"]
