@@ -110,9 +110,10 @@ def zero_bytes(
     every: int = 1,
     stored_size: int = 4,
     computed_size: int = 2,
+    gradient_size: int = 4,
     micro_batches: int = 1,
 ) -> ZeroBytes:
-    """Bytes of ``core.parallel.zero`` over ``ranks`` for parameters of these names and shapes; fp32 gradients.
+    """Bytes of ``core.parallel.zero`` over ``ranks`` for parameters of these names and shapes.
 
     Stage 0 all-reduces the gradients once a step. Stage 1 reduce-scatters them once, stages 2 and 3 once a
     micro-batch. Stages 1 and 2 gather the updated parameters in the type they are stored in; stage 3 gathers them in
@@ -123,8 +124,8 @@ def zero_bytes(
     count, once = sum(padded.values()), ranks - 1
     if stage == 0:
         whole = sum(math.prod(shape) for shape in shapes.values())
-        return ZeroBytes(gradients=sent_bytes("all_reduce", 4 * whole, ranks), parameters=0)
-    scattered = once * 4 * count // ranks * (micro_batches if stage > 1 else 1)
+        return ZeroBytes(gradients=sent_bytes("all_reduce", gradient_size * whole, ranks), parameters=0)
+    scattered = once * gradient_size * count // ranks * (micro_batches if stage > 1 else 1)
     if stage < 3:
         return ZeroBytes(gradients=scattered, parameters=once * stored_size * count // ranks)
     again = 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from bench.readings import COUNTED, PLANNED
 from bench.render import duration, memory
 from bench.verdict import EXIT_CODES, Check, Judgement, Verdict
 from core.files import atomic_path
@@ -40,6 +41,9 @@ def text_of(judgement: Judgement, title: str, *, every: bool = False) -> str:
         lines.append(f"equal: {equal}")
     if moved := moved_memory(judgement.checks):
         lines += ["memory that moved most:", *moved]
+    if classes := class_rows(judgement.checks):
+        headers = ("memory by class", "planned", "baseline", "now", "moved", "now less planned")
+        lines += [tabulate(classes, headers=headers, tablefmt="simple", disable_numparse=True), ""]
     if judgement.interval_checks:
         share = f"{judgement.interval_checks} interval checks share a false-alarm chance of {100 * judgement.alpha:g} %"
         lines.append(f"{share}; smallest visible: noticed in 80 % of cases")
@@ -109,6 +113,28 @@ def moved_memory(checks: Sequence[Check]) -> list[str]:
     found = [(change, check) for check in changed if (change := _moved_by(check))]
     found.sort(key=lambda pair: -abs(pair[0]))
     return [f"  {change:+15,.0f} B  {check.name}" for change, check in found[:_MOVED]]
+
+
+def class_rows(checks: Sequence[Check]) -> list[tuple[str, ...]]:
+    """Every class of memory that the runs counted: as planned, in the baseline, now. What moved stands out, and whether
+    the formulas moved with it."""
+    by_name = {check.name: check for check in checks}
+    rows = []
+    for check in checks:
+        label, mark, name = check.name.rpartition(COUNTED)
+        if not mark:
+            continue
+        plan = by_name.get(label + PLANNED + name)
+        planned = None if plan is None or not isinstance(plan.current, int | float) else plan.current
+        moved = _moved_by(check)
+        apart = check.current - planned if planned is not None and isinstance(check.current, int | float) else None
+        rows.append(
+            (
+                label + name, "-" if planned is None else _value(planned, check), _value(check.baseline, check),
+                _value(check.current, check), *("-" if x is None else f"{x:+,.0f} B" for x in (moved, apart)),
+            )
+        )  # fmt: skip
+    return rows
 
 
 def write_junit(path: Path, judgement: Judgement, name: str) -> None:

@@ -30,12 +30,26 @@ CAPPED_TEXT = re.compile(
 
 def process_hwm_bytes() -> int | None:
     """High-water mark of this process's resident memory (VmHWM), None where the system has none."""
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(name: str) -> int | None:
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    found = re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)
     return int(found[1]) * 1024 if found else None
+
+
+def reset_hwm() -> None:
+    """Sets VmHWM to what is resident now (proc(5): 5 in clear_refs); OSError where that is not allowed."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def resident_bytes() -> int | None:
+    """Resident memory of this process now (VmRSS), None where the system does not tell."""
+    return _status_bytes("VmRSS")
 
 
 def maxrss_bytes(usage: resource.struct_rusage) -> int | None:

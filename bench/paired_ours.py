@@ -15,13 +15,15 @@ from bench.device import start_mindspore
 Call = Callable[[int], Any]
 
 
-def prepare(recipe: Any, folder: Path) -> tuple[Call, dict[str, Any]]:
+def prepare(recipe: Any, folder: Path, *, written: bool = False) -> tuple[Call, dict[str, Any]]:
     """The call ``index -> output`` (an array, or the loss of a training step) and facts for the record.
 
-    The weights go through ``folder``, in the published layout, so that both sides have the same.
+    The weights go through ``folder``, in the published layout, so that both sides have the same; ``written``: another
+    process has written them.
     """
     runtime = start_mindspore(recipe.runtime, recipe.seed)
-    _write(recipe, folder)
+    if not written:
+        write(recipe, folder)
     call = {
         "transformer": _transformer, "train": _train, "vae-encode": _vae_encode, "vae-decode": _vae_decode,
         "text-encode": _text, "generate": _generate,
@@ -40,7 +42,7 @@ def array(result: Any) -> np.ndarray:
     return np.asarray(result.asnumpy() if hasattr(result, "asnumpy") else result, np.float32)
 
 
-def _write(recipe: Any, folder: Path) -> None:
+def write(recipe: Any, folder: Path) -> None:
     """Only the parts that the case needs, one after the other."""
     from core import weights  # noqa: PLC0415 - imports mindspore
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
-from bench.memory import CPU_COUNTERS, process_hwm_bytes
+from bench.memory import CPU_COUNTERS, process_hwm_bytes, reset_hwm
 from bench.record_parts import Memory, PhaseMemory
 
 # What happens outside stages and steps: before the first one Python starts and libraries load.
@@ -114,9 +113,9 @@ def _on_a_device() -> Any:
 
 
 def _reset_process() -> bool:
-    """Sets VmHWM to what is resident now (proc(5): 5 in clear_refs); False where that is not allowed."""
+    """False where the high-water mark can't be set back."""
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        reset_hwm()
     except OSError:
         return False
     return True

@@ -20,6 +20,8 @@ Parts = Sequence[tuple[str, Record]]
 
 # Readings that are a count or an identity: equal or not, however noisy the machine is.
 EXACT = frozenset({"status", "counts", "bits"})
+# Names of the bytes of a class: as a run counted them, as its plan says.
+COUNTED, PLANNED = "class held ", "class planned "
 # Reserved memory grows by whole blocks of the pool: a change of it says little, no change says nothing.
 _PEAKS: tuple[tuple[str, str, Family], ...] = (
     ("device_allocated_peak_bytes", "device allocated", "bytes"),
@@ -46,7 +48,8 @@ def readings_of(parts: Parts) -> dict[str, Reading]:
         if record.kind == "pipeline":
             own = [_reading("status", "status", "", record.status), _reading("wall", "shown", "s", record.seconds)]
         else:
-            own = [*_counts(record), *_bits(record), *_memory(record), *_times(record), *_metrics(record)]
+            own = [*_counts(record), *_planned(record), *_bits(record), *_memory(record), *_times(record)]
+            own += _metrics(record)
         for reading in own:
             name = f"{label}: {reading.name}" if label else reading.name
             found[name] = replace(reading, name=name)
@@ -73,6 +76,17 @@ def _counts(record: Record) -> Iterator[Reading]:
             for name, size in classes.items():
                 if isinstance(size, int) and not isinstance(size, bool):
                     yield _reading(f"class {note.removesuffix('_bytes')} {name}".strip(), "bytes", "B", size)
+
+
+def _planned(record: Record) -> Iterator[Reading]:
+    """What the plan in the record says of each class that the run counted: not judged, shown beside it."""
+    plan, held = record.notes.get("plan"), record.notes.get("held_bytes")
+    if not isinstance(plan, dict) or not plan.get("planned") or not isinstance(held, dict):
+        return
+    # The phase in which every gradient is there, as the run counts them.
+    update = next((phase["bytes"] for phase in plan["phases"] if phase["name"] == "optimiser update"), {})
+    for name in held:
+        yield _reading(PLANNED + name, "shown", "B", update.get(name, 0))
 
 
 def _step(step: Step) -> str:

@@ -1,7 +1,8 @@
 """Reading and writing folders in diffusers layout: ``config.json`` and safetensors files. No MindSpore here.
 
 A folder holds one ``*.safetensors`` file or several with an index (``*.safetensors.index.json``). Tensors are read
-one at a time through a memory map; bf16 arrives as ``ml_dtypes.bfloat16``.
+one at a time, each through a memory map of its own: pages of a map that stays open count as the process's memory
+until it is closed, and a whole checkpoint would be resident beside the model. bf16 arrives as ``ml_dtypes.bfloat16``.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ class Checkpoint:
 
     def tensor(self, name: str) -> np.ndarray:
         """Reads one tensor in its stored type."""
-        return self._files[self.locations[name]].get_tensor(name)
+        with safe_open(self.folder / self.locations[name], framework="np") as file:
+            return file.get_tensor(name)
 
     def check(self, table: ParamTable, aliases: Mapping[str, str]) -> dict[str, str]:
         """Where to read every parameter of ``table``: ``name -> tensor name``; strict both ways.

@@ -22,8 +22,8 @@ from core.compiling import runtime as _runtime
 __all__ = [
     "Mode", "adamw", "adaptive_norm", "attention", "attention_again", "attention_keeping", "chosen_kernels", "compiled",
     "compute_dtype", "configure", "conv2d", "conv3d", "dense", "embedding", "gelu_tanh", "group_norm",
-    "group_norm_silu", "layer_norm", "linear", "mean_of_frame_pairs", "pad_right_bottom", "recomputed",
-    "recomputed_keeping", "repeat_nearest", "rms_norm", "rotate", "runnable_dtype", "silu", "square_sum",
+    "group_norm_silu", "layer_norm", "linear", "mean_of_frame_pairs", "norms_are_kernels", "pad_right_bottom",
+    "recomputed", "recomputed_keeping", "repeat_nearest", "rms_norm", "rotate", "runnable_dtype", "silu", "square_sum",
     "value_and_gradients",
 ]  # fmt: skip
 
@@ -57,6 +57,11 @@ def configure(
 def chosen_kernels() -> str:
     """Which kernels compute norms, convolutions and so on, in a line for the record: results differ in their bits."""
     return _runtime.kernels
+
+
+def norms_are_kernels() -> bool:
+    """Whether ``group_norm_silu`` of fp32 is one kernel of our own, which compiling would not speed up."""
+    return _device is ops_cpu_compiled
 
 
 def compute_dtype(requested: str) -> tuple:

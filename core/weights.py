@@ -52,7 +52,7 @@ def load_into(model: _M, folder: str | Path, aliases: Mapping[str, str] | None =
     with Checkpoint(folder) as checkpoint:
         sources = checkpoint.check(model.table, aliases or {})
         for name, source in sources.items():
-            model.assign(name, checkpoint.tensor(source).astype(np.float32))
+            model.assign(name, checkpoint.tensor(source).astype(np.float32, copy=False))
         model.source_types = dict(Counter(checkpoint.dtype(source) for source in sources.values()))
     return model
 

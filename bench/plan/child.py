@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench.device import start_mindspore
-from bench.memory import process_hwm_bytes
+from bench.memory import process_hwm_bytes, reset_hwm
 from core.presets import PRESETS
 
 
@@ -35,11 +35,6 @@ def main(path: str) -> None:
     print(json.dumps({"phases": phases, "live": live}), flush=True)
 
 
-def reset_hwm() -> None:
-    """Starts the high-water mark anew (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
 class _Counting:
     """An optimiser that notes the bytes of the gradients it is given, and the peaks before and during its step."""
 
@@ -57,6 +52,10 @@ class _Counting:
         self.inner.step(gradients, lr, factor)
         synchronize()
         self.note("update")
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else the step asks of its optimiser."""
+        return getattr(self.inner, name)
 
     def note(self, phase: str) -> None:
         """Raises the mark of ``phase`` to the process's."""

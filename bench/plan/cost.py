@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench import flops, flops_vae
+from bench.comm_cost import Sample, ulysses_bytes, zero_bytes
 from bench.plan.profiles import Profile
-from bench.plan.workload import Sizes, Training, elements
+from bench.plan.workload import Sizes, Training
 from core.vae.tiling import TilingConfig
 
 BALANCE_NOTE = "compute and communication are added, not overlapped"
@@ -39,33 +40,28 @@ def training_work(work: Training, *, lora_rank: int | None = None, lora_targets:
 
 
 def communication_bytes(work: Training) -> dict[str, int]:
-    """Bytes that one rank sends in one optimiser step, by purpose.
+    """Bytes that one rank sends in one optimiser step, by purpose: ``bench.comm_cost``'s formulas for this step.
 
-    A ring all-reduce of M bytes over n ranks sends 2 (n - 1) / n M, gather and reduce-scatter half of it; an
-    all-to-all sends (n - 1) / n of what a rank holds. Ulysses exchanges q, k, v and the output (4 D) of every block
-    forward, the same backward, and once more where the block is computed again.
+    Gradients are sent in the type that the plan counts them in.
     """
-    ranks, item = work.ranks, work.trained_itemsize
     found: dict[str, int] = {}
-    whole = elements(work.trained) * item
-    share = (ranks - 1) / ranks
-    if ranks > 1:
-        if work.zero_stage <= 1:
-            found["gradient all-reduce"] = round(2 * share * whole)
-        else:
-            found["gradient reduce-scatter"] = round(share * whole)
-        if work.zero_stage in (1, 2):
-            found["parameter all-gather"] = round(share * whole)
-        if work.zero_stage >= 3:
-            gathers = 2 if work.recompute == "none" else 3
-            found["parameter all-gather"] = round(gathers * share * elements(work.table) * work.stored)
-            found["parameter all-gather"] *= work.accumulation
-    shards = work.sequence_parallel
-    if shards > 1:
-        one = 4 * work.batch * work.local_tokens * work.config.inner_dim * work.computed * (shards - 1) / shards
-        passes = 2 if work.recompute == "none" else (3 if work.recompute == "all" else 2.75)
-        found["sequence all-to-all"] = round(one * passes * work.config.num_layers * work.accumulation)
-    return found
+    if work.ranks > 1:
+        zero = zero_bytes(
+            {name: tuple(spec.shape) for name, spec in work.trained.items()}, work.ranks, work.zero_stage,
+            recompute=work.recompute, every=work.recompute_every, stored_size=work.trained_itemsize,
+            computed_size=work.computed, gradient_size=work.trained_itemsize, micro_batches=work.accumulation,
+        )  # fmt: skip
+        found["gradient reduce-scatter" if work.zero_stage else "gradient all-reduce"] = zero.gradients
+        found["parameter all-gather"] = zero.parameters
+    if work.sequence_parallel > 1:
+        sample = Sample(text=work.text_tokens, video=work.video_tokens, batch=work.batch)
+        sent = ulysses_bytes(
+            work.config, sample, work.sequence_parallel, work.recompute, itemsize=work.computed,
+            every=work.recompute_every,
+        )  # fmt: skip
+        found["sequence all-to-all"] = work.accumulation * (sent.forward + sent.backward)
+        found["output all-gather"] = work.accumulation * sent.output
+    return {name: value for name, value in found.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)

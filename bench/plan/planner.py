@@ -9,6 +9,7 @@ from bench.plan import advice, cost, encoders
 from bench.plan.memory import Phase, peak, training_phases
 from bench.plan.profiles import Profile
 from bench.plan.workload import ITEMSIZE, Sizes, Training, buckets_of, training_of
+from bench.tasks.models import tiling_of
 from core.vae.tiling import TilingConfig
 
 _UNPLANNED = {
@@ -53,21 +54,6 @@ def _itemsize(recipe: Any, section: Any = None) -> int:
     return ITEMSIZE[dtype] if recipe.runtime.device == "ascend" else 4
 
 
-def tiling_config(section: Any) -> TilingConfig | None:
-    """The tiles of a recipe's ``vae`` section, as the task makes them."""
-    tiles = section.tiling
-    if tiles is None:
-        return None
-    return TilingConfig(
-        tile_height=tiles.tile_height,
-        tile_width=tiles.tile_width,
-        overlap_height=tiles.overlap_height / tiles.tile_height,
-        overlap_width=tiles.overlap_width / tiles.tile_width,
-        vectorised=tiles.tiles_at_once > 1,
-        max_batch=tiles.tiles_at_once,
-    )
-
-
 def _reserved(phase: Phase, profile: Profile) -> Phase:
     return Phase(name=phase.name, bytes=phase.bytes | ({"reserve": profile.idle} if profile.idle else {}))
 
@@ -103,7 +89,7 @@ def _online(recipe: Any, sizes: Sizes) -> list[Phase]:
     tokens = recipe.text.max_length or sizes.transformer.max_text_seq_length
     text = encoders.text_phase(sizes.text, batch=1, tokens=tokens, itemsize=_itemsize(recipe))
     video = encoders.vae_phase(
-        sizes.vae, "encoder", frames=frames, height=height, width=width, tiling=tiling_config(recipe.vae),
+        sizes.vae, "encoder", frames=frames, height=height, width=width, tiling=tiling_of(recipe.vae),
         itemsize=_itemsize(recipe, recipe.vae), streamed=False,
     )  # fmt: skip
     return [text, video]
@@ -142,7 +128,7 @@ def _generate(recipe: Any, sizes: Sizes, profile: Profile) -> dict[str, Any]:
     height, width = video.height // ratio, video.width // ratio
     tokens = recipe.text.max_length + padded // patch_t * (height // config.patch_size) * (width // config.patch_size)
     guided = 2 if recipe.sampling.guidance_scale > 1 else 1
-    tiling = tiling_config(recipe.vae)
+    tiling = tiling_of(recipe.vae)
     phases = []
     if recipe.inputs.prompt_embeds is None:
         phases.append(
@@ -171,7 +157,7 @@ def _generate(recipe: Any, sizes: Sizes, profile: Profile) -> dict[str, Any]:
 def _vae(recipe: Any, sizes: Sizes, side: str, frames: int, height: int, width: int, tiling: Any = "recipe") -> Phase:
     return encoders.vae_phase(
         sizes.vae, side, frames=frames, height=height, width=width,
-        tiling=tiling_config(recipe.vae) if tiling == "recipe" else tiling, itemsize=_itemsize(recipe, recipe.vae),
+        tiling=tiling_of(recipe.vae) if tiling == "recipe" else tiling, itemsize=_itemsize(recipe, recipe.vae),
     )  # fmt: skip
 
 
@@ -184,7 +170,7 @@ def _encode_video(recipe: Any, sizes: Sizes, profile: Profile) -> dict[str, Any]
     found = {size: _vae(recipe, sizes, "encoder", *size) for size in each}
     size = max(found, key=lambda s: found[s].total)
     frames, height, width = size
-    work = cost.encode_flops(sizes, frames=frames, height=height, width=width, tiling=tiling_config(recipe.vae))
+    work = cost.encode_flops(sizes, frames=frames, height=height, width=width, tiling=tiling_of(recipe.vae))
     return {
         "phases": [_reserved(found[size], profile)],
         "size": {"frames": frames, "height": height, "width": width},
@@ -247,7 +233,7 @@ def _vae_suggestions(
     grid = {"height": height, "width": width, "frames": frames}
     if side == "decoder":
         grid = {"height": height // ratio, "width": width // ratio, "latent_frames": (frames - 1) // 4 + 1}
-    slower = 100 * (work(sizes, tiling=tiles, **grid) / work(sizes, tiling=tiling_config(recipe.vae), **grid) - 1)
+    slower = 100 * (work(sizes, tiling=tiles, **grid) / work(sizes, tiling=tiling_of(recipe.vae), **grid) - 1)
     overlaps = round(tiles.tile_height * tiles.overlap_height), round(tiles.tile_width * tiles.overlap_width)
     change = (
         f"vae.tiling: {{tile_height: {tiles.tile_height}, tile_width: {tiles.tile_width}, "

@@ -145,7 +145,7 @@ def digest_parameters(ctx: RunContext, group: str, model: Any) -> None:
 
 
 def tiling_of(section: Any) -> Any:
-    """``core.vae.tiling.TilingConfig`` of a recipe's ``vae.tiling``, None for none."""
+    """``core.vae.tiling.TilingConfig`` of a recipe's ``vae.tiling``, None for none; the plan uses it, too."""
     from core.vae.tiling import TilingConfig  # noqa: PLC0415
 
     tiles = section.tiling

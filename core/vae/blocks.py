@@ -3,9 +3,9 @@
 B batch, C channels, T frames, H height, W width; ``z [B, L, t, h, w]`` are the latents that condition the decoder's
 norms, each of t, h, w dividing (after the first frame) the T, H, W of the features.
 
-Only norm + SiLU is compiled. A compiled graph keeps its buffers, and every shape has its own: whole compiled resnets
-made a decode's peak memory a multiple of what it is. Norms gain speed from compiling, convolutions do not, and norms of
-one shape share a graph.
+A compiled graph keeps its buffers, and every shape has its own: whole compiled resnets made a decode's peak memory a
+multiple of what it is. So only norm + SiLU is compiled, and that only where it is made of several operators: norms gain
+speed from compiling then, convolutions do not, and norms of one shape share a graph.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from mindspore import mint
 
 from core import ops, ops_modulation
-from core.vae.conv import conv
+from core.vae.conv import causal_conv3d, conv
 
 SPATIAL_NORM_EPS = 1e-6  # fixed in the reference, whatever norm_eps says
 
@@ -40,12 +40,18 @@ def norm_silu(p, x, z, *, groups, eps):
     return ops.group_norm_silu(x, groups, weight, bias, SPATIAL_NORM_EPS, scale, shift)
 
 
-compiled_norm_silu = ops.compiled(norm_silu)
+_compiled_norm_silu = ops.compiled(norm_silu)
+
+
+def lone_norm_silu(p, x, z, *, groups, eps):
+    """``norm_silu`` outside a compiled block: compiled by itself, unless one kernel does it all anyway."""
+    run = norm_silu if ops.norms_are_kernels() else _compiled_norm_silu
+    return run(p, x, z, groups=groups, eps=eps)
 
 
 def _norm_silu(whole):
     """Inside a block that is compiled as a whole the norm is part of its graph."""
-    return norm_silu if whole else compiled_norm_silu
+    return norm_silu if whole else lone_norm_silu
 
 
 def _inside(p, name):
@@ -57,21 +63,25 @@ def resnet(p, x, z, cache1, cache2, *, groups, eps, whole=False):
 
     ``whole``: the caller compiles the block.
     """
-    h = _norm_silu(whole)(_inside(p, "norm1"), x, z, groups=groups, eps=eps)
-    h, cache1 = conv(_inside(p, "conv1"), h, cache1)
-    h = _norm_silu(whole)(_inside(p, "norm2"), h, z, groups=groups, eps=eps)
-    h, cache2 = conv(_inside(p, "conv2"), h, cache2)
+    # The norms' results have no name here: the convolution lets go of them when it has joined them to the cache.
+    h, cache1 = causal_conv3d(
+        _norm_silu(whole)(_inside(p, "norm1"), x, z, groups=groups, eps=eps),
+        p["conv1.conv.weight"], p["conv1.conv.bias"], cache1,
+    )  # fmt: skip
+    h, cache2 = causal_conv3d(
+        _norm_silu(whole)(_inside(p, "norm2"), h, z, groups=groups, eps=eps),
+        p["conv2.conv.weight"], p["conv2.conv.bias"], cache2,
+    )  # fmt: skip
     if "conv_shortcut.weight" in p:
         x = pointwise(_inside(p, "conv_shortcut"), x)
     return h + x, cache1, cache2
 
 
 def _conv_frames(x, weight, bias, stride, padding):
-    batch, channels, frames, height, width = x.shape
-    x = x.transpose(0, 2, 1, 3, 4).reshape(batch * frames, channels, height, width)
-    x = ops.conv2d(x, weight, bias, stride, padding)
-    x = x.reshape(batch, frames, x.shape[1], x.shape[2], x.shape[3])
-    return x.transpose(0, 2, 1, 3, 4)
+    """A convolution of each frame ``[B, C, T, H, W] -> [B, O, T, H', W']``: three-dimensional with one tap in time, so
+    that the frames need not be brought to the front and back, which would copy the widest features twice."""
+    sides = (0, padding, padding)
+    return ops.conv3d(x, weight.reshape(*weight.shape[:2], 1, *weight.shape[2:]), bias, (1, stride, stride), sides)
 
 
 def downsample(p, x, *, compress_time):

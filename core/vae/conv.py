@@ -10,6 +10,12 @@ from mindspore import mint
 from core import ops
 
 
+def _copied(x):
+    """The same frames in memory of their own: a slice is a view in PyNative, which would keep the whole of ``x``."""
+    frames = x.shape[2]
+    return x if frames == 1 else mint.cat([x[:, :, i : i + 1] for i in range(frames)], 2)
+
+
 def causal_conv3d(x, weight, bias, cache):
     """Convolves ``x [B, C, T, H, W]`` with ``weight [O, C, kt, kh, kw]`` -> ``([B, O, T, H, W], new cache)``.
 
@@ -18,11 +24,10 @@ def causal_conv3d(x, weight, bias, cache):
     padded with zeros. The new cache is the argument of the next chunk's call.
     """
     memory = weight.shape[2] - 1
-    if cache is None:
-        cache = mint.cat([x[:, :, :1]] * memory, 2)
-    x = mint.cat([cache, x], 2)
+    # One name throughout: where the caller keeps none either, ``x`` is free before the convolution begins.
+    x = mint.cat([x[:, :, :1]] * memory + [x], 2) if cache is None else mint.cat([cache, x], 2)
     y = ops.conv3d(x, weight, bias, 1, (0, weight.shape[3] // 2, weight.shape[4] // 2))
-    return y, x[:, :, x.shape[2] - memory :]
+    return y, _copied(x[:, :, x.shape[2] - memory :])
 
 
 def conv(p, x, cache):

@@ -135,7 +135,10 @@ class AutoencoderKLCogVideoX(Model):
         return _stream(self._decoding, pieces, _max_batch(tiling))
 
     def encode_chunk(self, x: ms.Tensor, cache: Cache) -> tuple[ms.Tensor, Cache]:
-        """One chunk of pixels -> ``(mean and log variance on one axis [B, 32, t, h, w], cache for the next chunk)``."""
+        """One chunk of pixels -> ``(mean and log variance on one axis [B, 32, t, h, w], cache for the next chunk)``.
+
+        ``cache`` is used up: each entry goes when its successor is made, or two chunks' caches would be alive.
+        """
         config, new = self.config, {}
         if self.whole_sides and not cache and not config.use_quant_conv:
             return blocks.compiled_encoder(self.block("encoder"), x.astype(self.compute_dtype), **self._side()), new
@@ -152,7 +155,7 @@ class AutoencoderKLCogVideoX(Model):
         return (blocks.pointwise(self.block("quant_conv"), x) if config.use_quant_conv else x), new
 
     def decode_chunk(self, z: ms.Tensor, cache: Cache) -> tuple[ms.Tensor, Cache]:
-        """One chunk of latents -> ``(pixels [B, 3, T, H, W], cache for the next chunk)``."""
+        """One chunk of latents -> ``(pixels [B, 3, T, H, W], cache for the next chunk)``; ``cache`` is used up."""
         config, new = self.config, {}
         z = z.astype(self.compute_dtype)
         if self.whole_sides and not cache and not config.use_post_quant_conv:
@@ -177,7 +180,7 @@ class AutoencoderKLCogVideoX(Model):
 
     def _causal(self, name, x, cache, new):
         run = blocks.compiled_conv if self.whole_blocks else conv
-        y, new[name] = run(self.block(name), x, cache.get(name))
+        y, new[name] = run(self.block(name), x, cache.pop(name, None))
         return y
 
     def _resnets(self, prefix, count, x, z, *, cache, new):
@@ -186,7 +189,7 @@ class AutoencoderKLCogVideoX(Model):
             name = f"{prefix}.resnets.{i}"
             one, two = f"{name}.conv1", f"{name}.conv2"
             p = self.block(name)
-            memory, static = (cache.get(one), cache.get(two)), {"groups": groups, "eps": eps}
+            memory, static = (cache.pop(one, None), cache.pop(two, None)), {"groups": groups, "eps": eps}
             if self.whole_blocks:
                 x, new[one], new[two] = blocks.compiled_resnet(p, x, z, *memory, **static, whole=True)
             else:
@@ -195,7 +198,7 @@ class AutoencoderKLCogVideoX(Model):
 
     def _head(self, side, x, z, cache, new):
         p, groups = self.block(f"{side}.norm_out"), self.config.norm_num_groups
-        x = blocks.compiled_norm_silu(p, x, z, groups=groups, eps=blocks.SPATIAL_NORM_EPS)
+        x = blocks.lone_norm_silu(p, x, z, groups=groups, eps=blocks.SPATIAL_NORM_EPS)
         return self._causal(f"{side}.conv_out", x, cache, new)
 
     def _video_plan(self, shape: tuple[int, ...], frames: int, tiling: TilingConfig | None) -> TilePlan:

@@ -11,6 +11,7 @@ import pytest
 from bench.baseline import Baseline
 from bench.cohort import cohort_of
 from bench.gate import MIN_NULL_RUNS, judge, series_of
+from bench.gate_output import class_rows, text_of
 from bench.judging import judgement_of
 from bench.readings import FAMILIES
 from bench.record_parts import Load
@@ -414,3 +415,29 @@ def test_the_cohort_ignores_commit_name_and_a_few_bytes_of_memory():
     changed = copy.deepcopy(fields) | {"code": {"commit": "f" * 40, "dirty": True, "digest": "e" * 64}}
     changed["environment"]["memory"]["total_bytes"] += 2**20
     assert cohort_of(run_of(fields).parts).key == cohort_of(run_of(changed).parts).key
+
+
+def _with_classes(fields, optimizer=8_000_000_000):
+    held = {"parameters": 2_000_000_000, "optimizer": 8_000_000_000}
+    phases = [{"name": "optimiser update", "total": 10_000_000_000, "bytes": held}]
+    plan = {"planned": True, "phases": phases}
+    fields["notes"] |= {"plan": plan, "held_bytes": held | {"optimizer": optimizer}}
+
+
+def _classes_judged(optimizer):
+    rng = np.random.default_rng(5)
+    runs = []
+    for index in range(MIN_NULL_RUNS + 3):
+        fields = copy.deepcopy(fields_of(rng))
+        _with_classes(fields, optimizer if index >= MIN_NULL_RUNS else 8_000_000_000)
+        runs.append(run_of(fields, index + 1))
+    return judge(series_of(runs[:MIN_NULL_RUNS]), MIN_NULL_RUNS, runs[MIN_NULL_RUNS:], _POLICY)
+
+
+def test_the_class_that_moved_stands_beside_its_plan():
+    judgement = _classes_judged(8_000_000_000 + 4096)
+    assert judgement.verdict is Verdict.REGRESSION
+    rows = {row[0]: row[4:] for row in class_rows(judgement.checks)}
+    assert rows == {"parameters": ("+0 B", "+0 B"), "optimizer": ("+4,096 B", "+4,096 B")}
+    assert "memory by class" in text_of(judgement, "made-up")
+    assert _classes_judged(8_000_000_000).verdict is Verdict.PASS
