@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import mindspore as ms
@@ -30,96 +29,11 @@ from mindspore import mint, nn
 from core.model import Model
 from core.optim.clip import square_sum
 from core.parallel.collectives import Group
-from core.parallel.mesh import held, share
+from core.parallel.cut import Cut
+from core.parallel.gathering import Gathering
+from core.parallel.mesh import held
 
 BUCKET_BYTES = 2**26  # of fp32: large enough for full bandwidth, small beside a block of the 5B model (530 MB)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How a tensor of ``shape`` is cut into ``parts``."""
-
-    shape: tuple[int, ...]
-    parts: int
-
-    @property
-    def rows_shape(self) -> tuple[int, ...]:
-        """The shape without leading ones, two dimensions at least where there were."""
-        shape = self.shape or (1,)
-        while len(shape) > 2 and shape[0] == 1:
-            shape = shape[1:]
-        return shape
-
-    @property
-    def part_shape(self) -> tuple[int, ...]:
-        """Shape of a part, padding included."""
-        return (share(self.rows_shape[0], self.parts), *self.rows_shape[1:])
-
-    @property
-    def part_size(self) -> int:
-        """Elements of a part, padding included."""
-        return math.prod(self.part_shape)
-
-    @property
-    def padded(self) -> bool:
-        """Whether the last parts have rows of padding."""
-        return self.part_shape[0] * self.parts != self.rows_shape[0]
-
-    def valid(self, index: int) -> np.ndarray:
-        """``[rows of a part]``: 1 for the rows that part ``index`` holds, 0 for padding."""
-        count = len(held(self.rows_shape[0], self.parts, index))
-        return (np.arange(self.part_shape[0]) < count).astype(np.float32)
-
-    def part(self, whole: np.ndarray, index: int) -> np.ndarray:
-        """Part ``index`` of an array, padded with zeros."""
-        rows = np.asarray(whole).reshape(self.rows_shape)
-        mine = held(len(rows), self.parts, index)
-        out = np.zeros(self.part_shape, np.float32)
-        out[: len(mine)] = rows[mine.start : mine.stop]
-        return out
-
-    def spread(self, whole: Any) -> Any:
-        """A tensor -> ``[parts, part_size]``, row i for process i."""
-        rows, padded = self.rows_shape[0], self.part_shape[0] * self.parts
-        flat = whole.reshape(rows, -1)
-        if padded != rows:
-            flat = mint.cat((flat, mint.zeros((padded - rows, flat.shape[1]), dtype=flat.dtype)), dim=0)
-        return flat.reshape(self.parts, self.part_size)
-
-    def assembled(self, parts: Any) -> Any:
-        """``[parts, part_size]`` -> the tensor."""
-        return parts.reshape(self.part_shape[0] * self.parts, -1)[: self.rows_shape[0]].reshape(self.shape)
-
-
-@dataclass(frozen=True)
-class Gathering:
-    """Gathers and scatters the tensors of one hand-out in one collective; equal for equal shapes.
-
-    ``names`` are those in the hand-out; ``dtype`` is what the gathered tensors have.
-    """
-
-    group: Group
-    names: tuple[str, ...]
-    cuts: tuple[Cut, ...]
-    dtype: Any
-
-    def gather(self, parts: Sequence[Any]) -> list[Any]:
-        """Own fp32 parts -> whole tensors."""
-        flat = mint.cat([part.astype(self.dtype).reshape(1, -1) for part in parts], dim=1)
-        return self._split(self.group.all_gather(flat, "parameters"), whole=True)
-
-    def scatter(self, gradients: Sequence[Any]) -> list[Any]:
-        """Own gradients of the whole tensors -> fp32 parts of their sum over the processes."""
-        spread = [cut.spread(g.astype(ms.float32)) for cut, g in zip(self.cuts, gradients, strict=True)]
-        return self._split(self.group.reduce_scatter(mint.cat(spread, dim=1), "gradients"), whole=False)
-
-    def _split(self, flat: Any, *, whole: bool) -> list[Any]:
-        tensors, start = [], 0
-        for cut in self.cuts:
-            piece = flat[:, start : start + cut.part_size]
-            tensors.append(cut.assembled(piece) if whole else piece.reshape(cut.part_shape))
-            start += cut.part_size
-        return tensors
 
 
 def _cut_by_rows(field: str, cut: Cut) -> bool:

@@ -14,8 +14,9 @@ from core.lora import LoRAConfig, attach
 from core.optim.adamw import AdamW
 from core.optim.came import CAME
 from core.parallel.collectives import Processes, alone, joined
+from core.parallel.gathering import Gathering
 from core.parallel.ulysses import Ulysses
-from core.parallel.zero import Gathering, Zero
+from core.parallel.zero import Zero
 from core.presets import PRESETS
 from core.train.step import Batch, TrainStep
 from core.transformer.model import CogVideoXTransformer3DModel, Recompute

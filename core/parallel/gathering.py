@@ -1,0 +1,44 @@
+"""Parts of several tensors on the wire: one collective for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mindspore as ms
+from mindspore import mint
+
+from core.parallel.collectives import Group
+from core.parallel.cut import Cut
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """Gathers and scatters the tensors of one hand-out in one collective; equal for equal shapes.
+
+    ``names`` are those in the hand-out; ``dtype`` is what the gathered tensors have.
+    """
+
+    group: Group
+    names: tuple[str, ...]
+    cuts: tuple[Cut, ...]
+    dtype: Any
+
+    def gather(self, parts: Sequence[Any]) -> list[Any]:
+        """Own fp32 parts -> whole tensors."""
+        flat = mint.cat([part.astype(self.dtype).reshape(1, -1) for part in parts], dim=1)
+        return self._split(self.group.all_gather(flat, "parameters"), whole=True)
+
+    def scatter(self, gradients: Sequence[Any]) -> list[Any]:
+        """Own gradients of the whole tensors -> fp32 parts of their sum over the processes."""
+        spread = [cut.spread(g.astype(ms.float32)) for cut, g in zip(self.cuts, gradients, strict=True)]
+        return self._split(self.group.reduce_scatter(mint.cat(spread, dim=1), "gradients"), whole=False)
+
+    def _split(self, flat: Any, *, whole: bool) -> list[Any]:
+        tensors, start = [], 0
+        for cut in self.cuts:
+            piece = flat[:, start : start + cut.part_size]
+            tensors.append(cut.assembled(piece) if whole else piece.reshape(cut.part_shape))
+            start += cut.part_size
+        return tensors
