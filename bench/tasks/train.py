@@ -40,7 +40,7 @@ class _Trainer:
 
     def __init__(self, recipe: Any, ctx: RunContext, models: Models):
         self.recipe, self.ctx = recipe, ctx
-        transformer = models.transformer("fp32" if recipe.train.method == "sft" else None)
+        transformer = models.transformer(recipe.runtime.dtype if recipe.train.method == "sft" else None)
         scheduler = models.scheduler(transformer.config, "ddim")
         self.processes = processes_of(recipe)
         self.row = self.processes.mesh.row(self.processes.rank)

@@ -17,22 +17,27 @@ from core.parallel.cut import Cut
 class Gathering:
     """Gathers and scatters the tensors of one hand-out in one collective; equal for equal shapes.
 
-    ``names`` are those in the hand-out; ``dtype`` is what the gathered tensors have.
+    ``names`` are those in the hand-out; ``stored`` is the type that whole tensors have and travel in, ``computed`` the
+    type that they are handed out in. Gradients are rounded to ``stored``, as those of a whole parameter are, and summed
+    in fp32.
     """
 
     group: Group
     names: tuple[str, ...]
     cuts: tuple[Cut, ...]
-    dtype: Any
+    stored: Any
+    computed: Any
 
     def gather(self, parts: Sequence[Any]) -> list[Any]:
         """Own fp32 parts -> whole tensors."""
-        flat = mint.cat([part.astype(self.dtype).reshape(1, -1) for part in parts], dim=1)
-        return self._split(self.group.all_gather(flat, "parameters"), whole=True)
+        flat = mint.cat([part.astype(self.stored).reshape(1, -1) for part in parts], dim=1)
+        gathered = self.group.all_gather(flat, "parameters").astype(self.computed)
+        return self._split(gathered, whole=True)
 
     def scatter(self, gradients: Sequence[Any]) -> list[Any]:
         """Own gradients of the whole tensors -> fp32 parts of their sum over the processes."""
-        spread = [cut.spread(g.astype(ms.float32)) for cut, g in zip(self.cuts, gradients, strict=True)]
+        rounded = [g.astype(self.stored).astype(ms.float32) for g in gradients]
+        spread = [cut.spread(g) for cut, g in zip(self.cuts, rounded, strict=True)]
         return self._split(self.group.reduce_scatter(mint.cat(spread, dim=1), "gradients"), whole=False)
 
     def _split(self, flat: Any, *, whole: bool) -> list[Any]:

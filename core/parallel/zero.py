@@ -13,7 +13,9 @@ Communication of a step, P bytes of parameters on n processes, each sending (n -
               computed again in the backward pass; nothing after the update
 
 Gradients are those of the own tokens and samples, so their sum over *all* processes, divided by the number of samples,
-is the gradient, whatever part of the processes shares a sample. Master values, state and reduction are fp32.
+is the gradient, whatever part of the processes shares a sample. Reduction, state and the values that updates move are
+fp32: the parts (stages 1 to 3) are the masters of whole parameters that may be stored in bf16 or fp16; stage 0 has
+whole masters beside those. What is saved and exported is the masters.
 """
 
 from __future__ import annotations
@@ -62,6 +64,10 @@ class _HandOut(nn.Cell):
         return tuple(self._gathering.scatter(gradients if isinstance(gradients, tuple) else (gradients,)))
 
 
+def _master(parameter: ms.Parameter) -> ms.Parameter:
+    return ms.Parameter(parameter.astype(ms.float32), name=str(parameter.name))
+
+
 class Zero:
     """What of ``parameters`` this process holds, updates and exchanges.
 
@@ -70,13 +76,17 @@ class Zero:
         parameters: what is trained, loaded.
         group: the processes to spread over; of one process everything is whole and the same code runs.
         stage: 0 to 3.
+        masters: whether stage 0 keeps fp32 masters of half-precision parameters; False leaves them to the optimiser.
 
     Attributes:
-        parameters: what the optimiser updates: the parameters themselves, or fp32 parts of them.
+        whole: the parameters that the model computes with, in its type; none in stage 3.
+        parameters: what the optimiser updates: those themselves, or fp32 masters or parts of them.
         variables: what the loss is differentiated by.
     """
 
-    def __init__(self, model: Model, parameters: Sequence[ms.Parameter], group: Group, stage: int):
+    def __init__(
+        self, model: Model, parameters: Sequence[ms.Parameter], group: Group, stage: int, *, masters: bool = True
+    ):
         self.model, self.group, self.stage = model, group, stage
         self.whole = list(parameters)
         self.names = [str(q.name) for q in self.whole]
@@ -86,6 +96,8 @@ class Zero:
         self._index = {name: index for index, name in enumerate(self.names)}
         if stage:
             self.parameters = [self._own(q, cut) for q, cut in zip(self.whole, self.cuts, strict=True)]
+        elif masters:
+            self.parameters = [q if q.dtype == ms.float32 else _master(q) for q in self.whole]
         if stage >= 2:
             self.variables = self.parameters
             self._cells: dict[tuple[str, ...], _HandOut] = {}
@@ -119,8 +131,10 @@ class Zero:
     def gathering(self, names: Sequence[str], shorts: Sequence[str]) -> Gathering:
         """How the parameters ``names``, called ``shorts`` in the hand-out, are gathered."""
         places = [self._index[name] for name in names]
-        dtype = self.model.compute_dtype if self.stage == 3 else self.types[places[0]]
-        return Gathering(self.group, tuple(shorts), tuple(self.cuts[i] for i in places), dtype)
+        computed, stored = self.model.compute_dtype, self.types[places[0]]
+        # Stage 3 keeps fp32 only: what is computed in fewer bits need not travel in more.
+        stored = computed if self.stage == 3 and stored == ms.float32 else stored
+        return Gathering(self.group, tuple(shorts), tuple(self.cuts[i] for i in places), stored, computed)
 
     def full(self, names: Sequence[str]) -> list[Any]:
         """The whole parameters ``names``; their gradients arrive at the parts."""
@@ -143,7 +157,8 @@ class Zero:
         for bucket in self._buckets():
             cuts = tuple(self.cuts[i] for i in bucket)
             if self.stage == 1:
-                found = Gathering(self.group, (), cuts, ms.float32).scatter([gradients[i] for i in bucket])
+                wire = Gathering(self.group, (), cuts, ms.float32, ms.float32)
+                found = wire.scatter([gradients[i] for i in bucket])
             else:
                 found = self._summed([gradients[i] for i in bucket])
             for index, tensor in zip(bucket, found, strict=True):
@@ -200,11 +215,17 @@ class Zero:
         return shards_mean
 
     def publish(self) -> None:
-        """After an update (or whatever else moved the parts): the whole parameters become those of the parts."""
-        if self.stage not in (1, 2):
+        """After an update (or whatever else moved them): the whole parameters become those of the parts or masters."""
+        if self.stage == 0:
+            for whole, master, stored in zip(self.whole, self.parameters, self.types, strict=True):
+                if master is not whole:
+                    whole.set_data(master.view(master.shape).astype(stored))
+            return
+        if self.stage == 3:
             return
         for bucket in self._buckets():
-            gathering = Gathering(self.group, (), tuple(self.cuts[i] for i in bucket), self.types[bucket[0]])
+            stored = self.types[bucket[0]]
+            gathering = Gathering(self.group, (), tuple(self.cuts[i] for i in bucket), stored, stored)
             found = gathering.gather([self.parameters[i].view(self.parameters[i].shape) for i in bucket])
             for index, tensor in zip(bucket, found, strict=True):
                 self.whole[index].set_data(tensor.astype(self.types[index]))
@@ -272,7 +293,10 @@ class Zero:
         return self.cuts
 
     def held_bytes(self) -> dict[str, int]:
-        """Bytes of parameters on this process, from its live tensors: whole ones and, where they are others, parts."""
-        whole = sum(q.size * q.itemsize for q in self.whole)
-        parts = sum(q.size * q.itemsize for q in self.parameters) if self.stage else 0
-        return {"whole": whole, "parts": parts}
+        """Bytes on this process, from its live tensors: whole parameters, and the fp32 parts or masters beside them."""
+        whole = {id(q) for q in self.whole}
+        apart = [q for q in self.parameters if id(q) not in whole]
+        return {
+            "whole": sum(q.size * q.itemsize for q in self.whole),
+            "parts": sum(q.size * q.itemsize for q in apart),
+        }

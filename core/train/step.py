@@ -76,7 +76,7 @@ class TrainStep:
         zero: Zero | None = None,
         data_ranks: int = 1,
     ):
-        self.zero = zero or Zero(transformer, optimizer.parameters, alone().world, 0)
+        self.zero = zero or Zero(transformer, optimizer.parameters, alone().world, 0, masters=False)
         self.data_ranks = data_ranks
         self.scheduler, self.optimizer, self.loss_scale = scheduler, optimizer, loss_scale
         self.max_grad_norm, self.seed, self.max_skips = max_grad_norm, seed, max_skips
@@ -135,7 +135,9 @@ class TrainStep:
             arrays = [np.ascontiguousarray(a) for a in (batch.text, *self._inputs(step, batch, count))]
             loss, gradients = self._gradients(factor, *(ms.Tensor(a) for a in arrays))
             losses.append(float(loss) / scale)
-            total = [a + b for a, b in zip(total, gradients, strict=True)] if total else list(gradients)
+            # The sum is fp32 whatever the gradients' type: eight roundings of bf16 would cost a digit.
+            sums = (a + b.astype(ms.float32) for a, b in zip(total, gradients, strict=True))
+            total = list(sums) if total else list(gradients)
         return losses, total
 
     def _inputs(self, step: int, batch: Batch, count: int) -> tuple[np.ndarray, ...]:

@@ -10,9 +10,11 @@ import numpy as np
 from mindspore import communication
 
 from core import draws
+from core.configs import TransformerConfig
 from core.lora import LoRAConfig, attach
 from core.optim.adamw import AdamW
 from core.optim.came import CAME
+from core.optim.loss_scale import LossScale
 from core.parallel.collectives import Processes, alone, joined
 from core.parallel.gathering import Gathering
 from core.parallel.ulysses import Ulysses
@@ -36,28 +38,32 @@ CONFIG = replace(
     PRESETS["tiny-1.5"].transformer, num_layers=1, text_embed_dim=10, num_attention_heads=4, attention_head_dim=16,
     time_embed_dim=9,
 )  # fmt: skip
+LORA = LoRAConfig(rank=3, alpha=6.0, targets=("to_q", "to_v"))
 SCHEDULER = make_scheduler(PRESETS["tiny-1.5"].scheduler, "ddim")
 
 
-def batch(step: int, samples: list[int]) -> Batch:
+def batch(step: int, samples: list[int], config: TransformerConfig = CONFIG) -> Batch:
     """Samples of a step by their numbers; 3 text tokens and 15 video tokens, which 2 and 4 ranks do not divide."""
     rng = [draws.generator(5, "test batch", step, sample) for sample in samples]
-    latents = np.stack([g.standard_normal((2, CONFIG.in_channels, 6, 10), np.float32) for g in rng])
-    text = np.stack([g.standard_normal((3, CONFIG.text_embed_dim), np.float32) for g in rng])
+    latents = np.stack([g.standard_normal((2, config.in_channels, 6, 10), np.float32) for g in rng])
+    text = np.stack([g.standard_normal((3, config.text_embed_dim), np.float32) for g in rng])
     return Batch(latents=latents, text=text, samples=samples, files=[f"clip{s}" for s in samples])
 
 
 class Training:
     """A model, its optimiser and the step, laid out over ``processes``."""
 
-    def __init__(self, processes: Processes, stage: int, optimizer: str, method: str, recompute: Recompute = "none"):
-        self.processes = processes
-        self.model = CogVideoXTransformer3DModel(CONFIG).initialize(0)
+    def __init__(
+        self, processes: Processes, stage: int, optimizer: str, method: str, recompute: Recompute = "none", *,
+        config: TransformerConfig = CONFIG, dtype: Any = ms.float32, samples: int = GLOBAL_BATCH,
+        max_grad_norm: float | None = 0.5, loss_scale: LossScale | None = None, lora: LoRAConfig = LORA,
+    ):  # fmt: skip
+        self.processes, self.samples = processes, samples
+        # The CPU computes in fp32 whatever the parameters are stored in.
+        self.model = CogVideoXTransformer3DModel(config, dtype, ms.float32).initialize(0)
         self.model.recompute(recompute)
-        lora = (
-            attach(self.model, LoRAConfig(rank=3, alpha=6.0, targets=("to_q", "to_v")), 1) if method == "lora" else None
-        )
-        parameters = self.model.trainable_params() if lora is None else lora.parameters
+        attached = attach(self.model, lora, 1) if method == "lora" else None
+        parameters = self.model.trainable_params() if attached is None else attached.parameters
         self.model.communicate(Ulysses(processes.sequence))
         self.zero = Zero(self.model, parameters, processes.world, stage)
         if optimizer == "adamw":
@@ -68,15 +74,17 @@ class Training:
                 **self.zero.came_options(),
             )  # fmt: skip
         self.step_fn = TrainStep(
-            self.model, SCHEDULER, self.optimizer, max_grad_norm=0.5, seed=3, zero=self.zero,
-            data_ranks=processes.mesh.data,
+            self.model, SCHEDULER, self.optimizer, max_grad_norm=max_grad_norm, seed=3, zero=self.zero,
+            data_ranks=processes.mesh.data, loss_scale=loss_scale,
         )  # fmt: skip
 
     def run(self, start: int, stop: int) -> list[tuple[float, float]]:
         """Losses and gradient norms of the steps; each rank takes its micro-batches of one sample."""
         mesh, row = self.processes.mesh, self.processes.mesh.row(self.processes.rank)
-        micro = [[m * mesh.data + row] for m in range(GLOBAL_BATCH // mesh.data)]
-        results = [self.step_fn(step, [batch(step, s) for s in micro], 1e-3) for step in range(start, stop)]
+        micro = [[m * mesh.data + row] for m in range(self.samples // mesh.data)]
+        results = [
+            self.step_fn(step, [batch(step, s, self.model.config) for s in micro], 1e-3) for step in range(start, stop)
+        ]
         return [(r.loss, r.grad_norm) for r in results]
 
     def values(self) -> np.ndarray:
@@ -122,7 +130,7 @@ def case_same_gradients() -> dict[str, Any]:
             for gradients in given_gradients(training.zero.cuts):
                 mine = [ms.Tensor(g if training.processes.rank == 0 else np.zeros_like(g)) for g in gradients]
                 cuts = tuple(training.zero.cuts)
-                parts = Gathering(training.processes.world, (), cuts, ms.float32).scatter(mine)
+                parts = Gathering(training.processes.world, (), cuts, ms.float32, ms.float32).scatter(mine)
                 training.optimizer.step(parts, 1e-2)
             found[f"{optimizer}/{stage}"] = training.values()
     return found
