@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mindspore as ms
-from mindspore import mint
+from mindspore import mint, nn
 
 from core.parallel.collectives import Group
 from core.parallel.cut import Cut
@@ -47,3 +47,24 @@ class Gathering:
             tensors.append(cut.assembled(piece) if whole else piece.reshape(cut.part_shape))
             start += cut.part_size
         return tensors
+
+
+class HandOut(nn.Cell):
+    """Own parts in, whole parameters out; its gradient reduces and scatters, so whole gradients live for one block.
+
+    ``resident``: the whole parameters where they are kept (stage 2); None gathers them (stage 3).
+    """
+
+    def __init__(self, gathering: Gathering, resident: Sequence[ms.Parameter] | None):
+        super().__init__()
+        self._gathering = gathering
+        self._resident = None if resident is None else tuple(resident)
+
+    def construct(self, *parts):
+        if self._resident is None:
+            return tuple(self._gathering.gather(parts))
+        return tuple(q.view(q.shape) for q in self._resident)
+
+    def bprop(self, *values):
+        gradients = values[-1]
+        return tuple(self._gathering.scatter(gradients if isinstance(gradients, tuple) else (gradients,)))

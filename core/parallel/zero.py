@@ -26,13 +26,13 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import mint, nn
+from mindspore import mint
 
 from core.model import Model
 from core.optim.clip import square_sum
 from core.parallel.collectives import Group
 from core.parallel.cut import Cut
-from core.parallel.gathering import Gathering
+from core.parallel.gathering import Gathering, HandOut
 from core.parallel.mesh import held
 
 BUCKET_BYTES = 2**26  # of fp32: large enough for full bandwidth, small beside a block of the 5B model (530 MB)
@@ -43,25 +43,14 @@ def _cut_by_rows(field: str, cut: Cut) -> bool:
     return not (field.endswith("column") and len(cut.rows_shape) == 2)
 
 
-class _HandOut(nn.Cell):
-    """Own parts in, whole parameters out; its gradient reduces and scatters, so whole gradients live for one block.
-
-    ``resident``: the whole parameters where they are kept (stage 2); None gathers them (stage 3).
-    """
-
-    def __init__(self, gathering: Gathering, resident: Sequence[ms.Parameter] | None):
-        super().__init__()
-        self._gathering = gathering
-        self._resident = None if resident is None else tuple(resident)
-
-    def construct(self, *parts):
-        if self._resident is None:
-            return tuple(self._gathering.gather(parts))
-        return tuple(q.view(q.shape) for q in self._resident)
-
-    def bprop(self, *values):
-        gradients = values[-1]
-        return tuple(self._gathering.scatter(gradients if isinstance(gradients, tuple) else (gradients,)))
+def _summed(group: Group, tensors: list[Any]) -> list[Any]:
+    """fp32 sums of each tensor over the processes, by one all-reduce."""
+    flat = mint.cat([g.astype(ms.float32).reshape(-1) for g in tensors], dim=0)
+    flat, sums, start = group.all_reduce(flat, "gradients"), [], 0
+    for g in tensors:
+        sums.append(flat[start : start + g.size].reshape(g.shape))
+        start += g.size
+    return sums
 
 
 def _master(parameter: ms.Parameter) -> ms.Parameter:
@@ -77,6 +66,9 @@ class Zero:
         group: the processes to spread over; of one process everything is whole and the same code runs.
         stage: 0 to 3.
         masters: whether stage 0 keeps fp32 masters of half-precision parameters; False leaves them to the optimiser.
+        replicas: where ``group`` is only some of the processes: those, one of each such group, that hold the same parts
+            as this one. Parts of gradients are summed over them once a step. With a group inside a machine and replicas
+            across machines, gathering stays inside (hybrid sharding, arXiv:2304.11277 section 3.2.2).
 
     Attributes:
         whole: the parameters that the model computes with, in its type; none in stage 3.
@@ -85,9 +77,10 @@ class Zero:
     """
 
     def __init__(
-        self, model: Model, parameters: Sequence[ms.Parameter], group: Group, stage: int, *, masters: bool = True
-    ):
-        self.model, self.group, self.stage = model, group, stage
+        self, model: Model, parameters: Sequence[ms.Parameter], group: Group, stage: int, *, masters: bool = True,
+        replicas: Group | None = None,
+    ):  # fmt: skip
+        self.model, self.group, self.stage, self._replicas = model, group, stage, replicas
         self.whole = list(parameters)
         self.names = [str(q.name) for q in self.whole]
         self.cuts = [Cut(tuple(q.shape), group.size) for q in self.whole]
@@ -100,7 +93,7 @@ class Zero:
             self.parameters = [q if q.dtype == ms.float32 else _master(q) for q in self.whole]
         if stage >= 2:
             self.variables = self.parameters
-            self._cells: dict[tuple[str, ...], _HandOut] = {}
+            self._cells: dict[tuple[str, ...], HandOut] = {}
             for q in self.whole:
                 q.requires_grad = False
             model.keep_in(self)
@@ -141,7 +134,7 @@ class Zero:
         key = tuple(names)
         if key not in self._cells:
             resident = None if self.stage == 3 else [self.whole[self._index[name]] for name in names]
-            self._cells[key] = _HandOut(self.gathering(names, names), resident)
+            self._cells[key] = HandOut(self.gathering(names, names), resident)
         result: Any = self._cells[key](*(self.part(name) for name in names))
         return list(result) if isinstance(result, tuple) else [result]
 
@@ -149,9 +142,18 @@ class Zero:
 
     def reduced(self, gradients: Sequence[Any]) -> list[Any]:
         """Gradients of ``variables``, summed over a step's micro-batches -> those of ``parameters``, over all ranks."""
-        if self.stage >= 2:
-            return list(gradients)
-        if self.stage == 0 and self.group.size == 1:
+        gradients = self._over_group(gradients)
+        if self._replicas is None or self._replicas.size == 1:
+            return gradients
+        result: list[Any] = [None] * len(gradients)
+        for bucket in self._buckets():
+            found = _summed(self._replicas, [gradients[i] for i in bucket])
+            for index, tensor in zip(bucket, found, strict=True):
+                result[index] = tensor
+        return result
+
+    def _over_group(self, gradients: Sequence[Any]) -> list[Any]:
+        if self.stage >= 2 or (self.stage == 0 and self.group.size == 1):
             return list(gradients)
         result: list[Any] = [None] * len(gradients)
         for bucket in self._buckets():
@@ -160,18 +162,10 @@ class Zero:
                 wire = Gathering(self.group, (), cuts, ms.float32, ms.float32)
                 found = wire.scatter([gradients[i] for i in bucket])
             else:
-                found = self._summed([gradients[i] for i in bucket])
+                found = _summed(self.group, [gradients[i] for i in bucket])
             for index, tensor in zip(bucket, found, strict=True):
                 result[index] = tensor
         return result
-
-    def _summed(self, gradients: list[Any]) -> list[Any]:
-        flat = mint.cat([g.astype(ms.float32).reshape(-1) for g in gradients], dim=0)
-        flat, tensors, start = self.group.all_reduce(flat, "gradients"), [], 0
-        for g in gradients:
-            tensors.append(flat[start : start + g.size].reshape(g.shape))
-            start += g.size
-        return tensors
 
     def _buckets(self) -> Iterator[list[int]]:
         bucket, size = [], 0
@@ -190,6 +184,13 @@ class Zero:
         if self.stage:
             squares = self.group.all_reduce(squares.reshape(1), "statistics")[0]
         return mint.sqrt(squares)
+
+    def mean(self, value: float) -> float:
+        """Mean of a number over all processes, in fp32 where there are several."""
+        for group in (self.group, self._replicas):
+            if group is not None and group.size > 1:
+                value = float(group.all_reduce(ms.Tensor([value], ms.float32), "statistics")[0]) / group.size
+        return value
 
     def updated(self, optimizer: Any) -> None:
         """To be called after each update: counts what the optimiser exchanged, publishes what it changed."""

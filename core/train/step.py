@@ -106,7 +106,7 @@ class TrainStep:
             self.gradient_bytes = sum(gradient.size * gradient.itemsize for gradient in total)
         parts = len(batches) * self.data_ranks
         norm = self.zero.norm(total) / (parts * scale)
-        loss, grad_norm = self._mean(losses), float(norm)
+        loss, grad_norm = self.zero.mean(float(np.mean(losses))), float(norm)
         overflowed = not np.isfinite(grad_norm)
         if not np.isfinite(loss) or (overflowed and not self._may_skip()):
             raise FloatingPointError(self._report(step, batches, loss, grad_norm))
@@ -117,13 +117,6 @@ class TrainStep:
             self.optimizer.step(total, lr, clip_factor(norm, self.max_grad_norm) / (parts * scale))
             self.zero.updated(self.optimizer)
         return StepResult(loss=loss, grad_norm=grad_norm, skipped=overflowed)
-
-    def _mean(self, losses: Sequence[float]) -> float:
-        """Mean loss over all processes; those that share a sample all have its loss."""
-        group, mean = self.zero.group, float(np.mean(losses))
-        if group.size == 1:
-            return mean
-        return float(group.all_reduce(ms.Tensor([mean], ms.float32), "statistics")[0]) / group.size
 
     def _accumulated(self, step: int, batches: Sequence[Batch], scale: float) -> tuple[list[float], list[ms.Tensor]]:
         """Losses, and the sum of the scaled gradients over the micro-batches."""
