@@ -33,7 +33,7 @@ class Handed(dict[str, ms.Tensor]):
     """What ``Model.block`` hands out, and which of it is not trained.
 
     With a ``source`` the tensors that it names are parts: ``source.gather`` makes them whole where they are used and
-    ``source.scatter`` takes their gradients apart (``core.parallel.zero.Gathering``).
+    ``source.scatter`` takes their gradients apart (``core.parallel.gathering.Gathering``).
     """
 
     def __init__(self, tensors: Mapping[str, ms.Tensor], frozen: frozenset[str], source: Any = None, whole: Any = None):

@@ -40,18 +40,41 @@ def peak(phases: list[Phase]) -> Phase:
 def state_classes(work: Training) -> dict[str, int]:
     """Bytes that are held through the whole step: parameters, masters, optimiser state, EMA."""
     shards = work.ranks if work.zero_stage >= 1 else 1
-    own = work.ranks if work.zero_stage >= 3 else 1
     trained = elements(work.trained, shards)
-    parameters = elements(work.table, own) * work.stored
-    if work.lora is not None:
-        parameters += elements(work.lora, own) * 4
+    parameters, masters = _our_values(work) if work.ours else _values(work)
     classes = {
         "parameters": parameters,
-        "masters": 4 * trained if work.masters else 0,
+        "masters": masters,
         "optimizer": optimizer_bytes(work.trained, work.optimizer, work.state_itemsize, shards),
         "ema": 4 * trained if work.ema else 0,
     }
     return {name: value for name, value in classes.items() if value}
+
+
+def _values(work: Training) -> tuple[int, int]:
+    """Bytes of the parameters, which stage 3 cuts, and of the masters beside them."""
+    own = work.ranks if work.zero_stage >= 3 else 1
+    parameters = elements(work.table, own) * work.stored
+    if work.lora is not None:
+        parameters += elements(work.lora, own) * 4
+    return parameters, 4 * elements(work.trained, work.ranks if work.zero_stage else 1) if work.masters else 0
+
+
+def _our_values(work: Training) -> tuple[int, int]:
+    """The same of ``core.parallel.zero``: what is trained is whole beside fp32 parts (stages 1 and 2) or fp32 parts
+    alone (stage 3, which needs no other copy); what is frozen is whole on every rank."""
+    frozen = elements(work.table) - (0 if work.lora is not None else elements(work.trained))
+    parts = 4 * elements(work.trained, work.ranks if work.zero_stage else 1)
+    if work.zero_stage == 3:
+        return frozen * work.stored + parts, 0
+    whole = elements(work.trained) * work.trained_itemsize
+    return frozen * work.stored + whole, parts if work.masters or work.zero_stage else 0
+
+
+def _sum_bytes(work: Training) -> int:
+    """Bytes of a trained element's gradient once it is summed over micro-batches or ranks: ours are fp32 sums."""
+    alone = work.accumulation == 1 and work.ranks == 1 and not work.zero_stage
+    return work.trained_itemsize if alone or not work.ours else 4
 
 
 def optimizer_bytes(table: ParamTable, name: str, itemsize: int = 4, shards: int = 1) -> int:
@@ -92,10 +115,10 @@ def training_phases(work: Training, *, reserve: int = 0, resident: dict[str, int
     count, item = work.config.num_layers, work.trained_itemsize
     shards = work.ranks if work.zero_stage >= 2 else 1
     block = _block(work, 0)
-    whole = elements(work.trained, shards) * item
-    per_block = elements(block, shards) * item
-    outer = whole - per_block * count  # patches, time, head: small
-    waiting = whole if work.accumulation > 1 else 0  # the sum so far
+    one = item if work.zero_stage < 2 else _sum_bytes(work)
+    per_block = elements(block, shards) * one
+    outer = elements(work.trained, shards) * one - per_block * count  # patches, time, head: small
+    waiting = elements(work.trained, shards) * _sum_bytes(work) if work.accumulation > 1 else 0  # the sum so far
     kept = [_kept(work, index) for index in range(count)]
     communication = _communication(work)
     if work.code == "cpu":
@@ -117,7 +140,9 @@ def training_phases(work: Training, *, reserve: int = 0, resident: dict[str, int
                 },
             )
         )
-    update = {"gradients": whole, "block": update_bytes(work), "communication": communication}
+    reduced = work.ranks if work.zero_stage >= (1 if work.ours else 2) else 1
+    gradients = elements(work.trained, reduced) * _sum_bytes(work)
+    update = {"gradients": gradients, "block": update_bytes(work), "communication": communication}
     phases.append(Phase(name="optimiser update", bytes=held | update))
     return [Phase(name=p.name, bytes={k: v for k, v in p.bytes.items() if v}) for p in phases]
 

@@ -99,6 +99,11 @@ class Training:
         return {name: spec for name, spec in self.table.items() if spec.trainable}
 
     @property
+    def ours(self) -> bool:
+        """Whether ``core.parallel.zero`` holds parameters, masters and gradients."""
+        return self.code in {"ascend", "cpu"}
+
+    @property
     def trained_itemsize(self) -> int:
         """Bytes of a trained parameter and of its gradient: a LoRA is fp32 whatever the model's type."""
         return 4 if self.lora is not None else self.stored
@@ -122,6 +127,8 @@ def training_of(recipe: Any, sizes: Sizes, *, size: tuple[int, int, int, int] | 
     latents = -(-((frames - 1) // 4 + 1) // patch_t) * patch_t
     device = recipe.runtime.device
     computed = ITEMSIZE[recipe.runtime.dtype] if device == "ascend" else 4
+    # A full fine-tuning stores what the recipe names on the CPU, too, and computes in fp32 there.
+    stored = ITEMSIZE[recipe.runtime.dtype] if section.method == "sft" else computed
     lora = None
     if section.method == "lora":
         if not recipe.lora:
@@ -139,11 +146,11 @@ def training_of(recipe: Any, sizes: Sizes, *, size: tuple[int, int, int, int] | 
         ranks=recipe.runtime.workers,
         sequence_parallel=recipe.parallel.sequence_parallel,
         zero_stage=recipe.parallel.zero_stage,
-        stored=computed,
+        stored=stored,
         computed=computed,
         lora=lora,
         optimizer=recipe.optimizer.name,
-        masters=computed < 4 and lora is None,
+        masters=stored < 4 and lora is None,
         ema=recipe.ema is not None,
         recompute=section.recompute,
         recompute_every=section.recompute_every,

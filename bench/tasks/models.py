@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from bench.context import RunContext
@@ -136,12 +137,15 @@ class Models:
         return weights.load_scheduler(folder, sampler)
 
 
-def digest_parameters(ctx: RunContext, group: str, model: Any) -> None:
-    """Records the digest of every parameter of ``model`` as fp32, in the published order."""
+def digest_parameters(ctx: RunContext, group: str, model: Any, read: Callable[[str], Any] | None = None) -> None:
+    """Records the digest of every parameter of ``model`` as fp32, in the published order.
+
+    ``read`` gives each one's array where the model does not hold what is to be recorded.
+    """
     from core.weights import parameter_array  # noqa: PLC0415
 
     for parameter in model.table:
-        ctx.tensor(group, parameter, parameter_array(model, parameter))
+        ctx.tensor(group, parameter, read(parameter) if read else parameter_array(model, parameter))
 
 
 def tiling_of(section: Any) -> Any:

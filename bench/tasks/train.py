@@ -10,6 +10,7 @@ from typing import Any
 from bench.context import RunContext, synchronize
 from bench.tasks import train_setup, work
 from bench.tasks.models import Models
+from bench.tasks.processes import processes_of
 from bench.tasks.train_state import TrainingState, batch_digest, check_same_run, essentials, find_checkpoint
 from core.data.prefetch import prefetch
 from core.optim.lr import learning_rate
@@ -39,9 +40,9 @@ class _Trainer:
 
     def __init__(self, recipe: Any, ctx: RunContext, models: Models):
         self.recipe, self.ctx = recipe, ctx
-        transformer = models.transformer("fp32" if recipe.train.method == "sft" else None)
+        transformer = models.transformer(recipe.runtime.dtype if recipe.train.method == "sft" else None)
         scheduler = models.scheduler(transformer.config, "ddim")
-        self.processes = train_setup.join_processes(recipe)
+        self.processes = processes_of(recipe)
         self.row = self.processes.mesh.row(self.processes.rank)
         source = train_setup.ClipSource(recipe, models, transformer, self.processes.mesh.data)
         self.clips = source.training()

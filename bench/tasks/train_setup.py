@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.tasks.models import Models, tiling_of
+from bench.tasks.processes import share_transformer
 from core.data import cache
 from core.data.buckets import Bucket
 from core.data.manifest import Manifest, read_manifest
@@ -191,21 +192,11 @@ def start_lora(recipe: Any, transformer: Any) -> Any:
     return found
 
 
-def join_processes(recipe: Any) -> Any:
-    """This process among those of the run (``core.parallel.collectives.Processes``); MindSpore is started."""
-    from core.parallel import collectives  # noqa: PLC0415 - imports mindspore
-
-    if recipe.runtime.workers == 1:
-        return collectives.alone()
-    return collectives.joined(recipe.parallel.sequence_parallel)
-
-
 def spread(recipe: Any, transformer: Any, parameters: list[Any], processes: Any) -> Any:
     """Lays the model out over the processes; what this one holds of ``parameters`` (``core.parallel.zero.Zero``)."""
-    from core.parallel.ulysses import Ulysses  # noqa: PLC0415
-    from core.parallel.zero import Zero  # noqa: PLC0415
+    from core.parallel.zero import Zero  # noqa: PLC0415 - imports mindspore
 
-    transformer.communicate(Ulysses(processes.sequence))
+    share_transformer(transformer, processes)
     return Zero(transformer, parameters, processes.world, recipe.parallel.zero_stage)
 
 

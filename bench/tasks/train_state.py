@@ -126,7 +126,7 @@ class TrainingState:
     def report_tensors(self, ctx: RunContext, group: str) -> None:
         """Records the digest of each tensor that is trained (and of the frozen ones of a full fine-tuning)."""
         if self.lora is None:
-            digest_parameters(ctx, group, self.transformer)
+            digest_parameters(ctx, group, self.transformer, self.zero.array)
             return
         for name, array in self.lora.arrays().items():
             ctx.tensor(group, name, array)

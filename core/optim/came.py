@@ -21,22 +21,21 @@ def unsharded(mean: ms.Tensor) -> ms.Tensor:
     return mean
 
 
-def _inverse_root(row, column, mean_of_rows):
-    """``1 / sqrt`` of the rank-1 estimate ``row column / mean(row)``: ``[.., r], [.., c] -> [.., r, c]``."""
-    scaled = row / mean_of_rows(row, -1, True)
+def _inverse_root(row, column, mean):
+    """``1 / sqrt`` of the rank-1 estimate ``row column / mean(row)``: ``[.., r], [.., c], [.., 1] -> [.., r, c]``."""
+    scaled = row / mean
     return mint.rsqrt(scaled).unsqueeze(-1) * mint.rsqrt(column).unsqueeze(-2)
 
 
-def _mean_of_rows(p, rows_mean, stretch):
-    """Mean over dimension ``dim``, the whole tensor's rows, of which some may be padding here (``p["valid"]``)."""
+def _mean_of_rows(x, valid, rows_mean, stretch, *, dim, keepdim):
+    """Mean over dimension ``dim``, the whole tensor's rows, of which ``valid`` marks those that are no padding here.
 
-    def mean(x, dim, keepdim):
-        if "valid" in p:
-            x = x * (p["valid"] if dim == -1 else p["valid"].unsqueeze(-1))
-        found = rows_mean(mint.mean(x, dim=dim, keepdim=keepdim))
-        return found if stretch == 1.0 else found * stretch
-
-    return mean
+    No closure: the graph compiler loses track of one that holds a tensor of the function around it.
+    """
+    if valid is not None:
+        x = x * (valid if dim == -1 else valid.unsqueeze(-1))
+    found = rows_mean(mint.mean(x, dim=dim, keepdim=keepdim))
+    return found if stretch == 1.0 else found * stretch
 
 
 def _clipped(u, clip_threshold, shards_mean, stretch):
@@ -57,18 +56,25 @@ def factored(
     which this process holds a part; ``stretch`` is rows with padding over rows without.
     """
     matrix = len(p["value"].shape) == 2
-    mean_of_rows = _mean_of_rows(p if matrix else {}, rows_mean, stretch if matrix else 1.0)
+    valid = p["valid"] if matrix and "valid" in p else None
+    rows_stretch = stretch if matrix else 1.0
     gradient = p["gradient"].astype(ms.float32) * factor
     square = gradient * gradient + eps1
     v_row = beta2 * p["v_row"] + rest2 * mint.mean(square, dim=-1)
-    v_column = beta2 * p["v_column"] + rest2 * mean_of_rows(square, -2, False)
-    u = _clipped(_inverse_root(v_row, v_column, mean_of_rows) * gradient, clip_threshold, shards_mean, stretch)
+    v_column = beta2 * p["v_column"] + rest2 * _mean_of_rows(
+        square, valid, rows_mean, rows_stretch, dim=-2, keepdim=False
+    )
+    v_mean = _mean_of_rows(v_row, valid, rows_mean, rows_stretch, dim=-1, keepdim=True)
+    u = _clipped(_inverse_root(v_row, v_column, v_mean) * gradient, clip_threshold, shards_mean, stretch)
     m = beta1 * p["m"] + rest1 * u
     residual = (u - m) * (u - m) + eps2
     r_row = beta3 * p["residual_row"] + rest3 * mint.mean(residual, dim=-1)
-    r_column = beta3 * p["residual_column"] + rest3 * mean_of_rows(residual, -2, False)
+    r_column = beta3 * p["residual_column"] + rest3 * _mean_of_rows(
+        residual, valid, rows_mean, rows_stretch, dim=-2, keepdim=False
+    )
+    r_mean = _mean_of_rows(r_row, valid, rows_mean, rows_stretch, dim=-1, keepdim=True)
     value = p["value"] - (lr * weight_decay) * p["value"]
-    return value - lr * (_inverse_root(r_row, r_column, mean_of_rows) * m), m, v_row, v_column, r_row, r_column
+    return value - lr * (_inverse_root(r_row, r_column, r_mean) * m), m, v_row, v_column, r_row, r_column
 
 
 def unfactored(

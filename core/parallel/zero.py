@@ -13,113 +13,29 @@ Communication of a step, P bytes of parameters on n processes, each sending (n -
               computed again in the backward pass; nothing after the update
 
 Gradients are those of the own tokens and samples, so their sum over *all* processes, divided by the number of samples,
-is the gradient, whatever part of the processes shares a sample. Master values, state and reduction are fp32.
+is the gradient, whatever part of the processes shares a sample. Reduction, state and the values that updates move are
+fp32: the parts (stages 1 to 3) are the masters of whole parameters that may be stored in bf16 or fp16; stage 0 has
+whole masters beside those. What is saved and exported is the masters.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import mint, nn
+from mindspore import mint
 
 from core.model import Model
 from core.optim.clip import square_sum
 from core.parallel.collectives import Group
-from core.parallel.mesh import held, share
+from core.parallel.cut import Cut
+from core.parallel.gathering import Gathering, HandOut
+from core.parallel.mesh import held
 
 BUCKET_BYTES = 2**26  # of fp32: large enough for full bandwidth, small beside a block of the 5B model (530 MB)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How a tensor of ``shape`` is cut into ``parts``."""
-
-    shape: tuple[int, ...]
-    parts: int
-
-    @property
-    def rows_shape(self) -> tuple[int, ...]:
-        """The shape without leading ones, two dimensions at least where there were."""
-        shape = self.shape or (1,)
-        while len(shape) > 2 and shape[0] == 1:
-            shape = shape[1:]
-        return shape
-
-    @property
-    def part_shape(self) -> tuple[int, ...]:
-        """Shape of a part, padding included."""
-        return (share(self.rows_shape[0], self.parts), *self.rows_shape[1:])
-
-    @property
-    def part_size(self) -> int:
-        """Elements of a part, padding included."""
-        return math.prod(self.part_shape)
-
-    @property
-    def padded(self) -> bool:
-        """Whether the last parts have rows of padding."""
-        return self.part_shape[0] * self.parts != self.rows_shape[0]
-
-    def valid(self, index: int) -> np.ndarray:
-        """``[rows of a part]``: 1 for the rows that part ``index`` holds, 0 for padding."""
-        count = len(held(self.rows_shape[0], self.parts, index))
-        return (np.arange(self.part_shape[0]) < count).astype(np.float32)
-
-    def part(self, whole: np.ndarray, index: int) -> np.ndarray:
-        """Part ``index`` of an array, padded with zeros."""
-        rows = np.asarray(whole).reshape(self.rows_shape)
-        mine = held(len(rows), self.parts, index)
-        out = np.zeros(self.part_shape, np.float32)
-        out[: len(mine)] = rows[mine.start : mine.stop]
-        return out
-
-    def spread(self, whole: Any) -> Any:
-        """A tensor -> ``[parts, part_size]``, row i for process i."""
-        rows, padded = self.rows_shape[0], self.part_shape[0] * self.parts
-        flat = whole.reshape(rows, -1)
-        if padded != rows:
-            flat = mint.cat((flat, mint.zeros((padded - rows, flat.shape[1]), dtype=flat.dtype)), dim=0)
-        return flat.reshape(self.parts, self.part_size)
-
-    def assembled(self, parts: Any) -> Any:
-        """``[parts, part_size]`` -> the tensor."""
-        return parts.reshape(self.part_shape[0] * self.parts, -1)[: self.rows_shape[0]].reshape(self.shape)
-
-
-@dataclass(frozen=True)
-class Gathering:
-    """Gathers and scatters the tensors of one hand-out in one collective; equal for equal shapes.
-
-    ``names`` are those in the hand-out; ``dtype`` is what the gathered tensors have.
-    """
-
-    group: Group
-    names: tuple[str, ...]
-    cuts: tuple[Cut, ...]
-    dtype: Any
-
-    def gather(self, parts: Sequence[Any]) -> list[Any]:
-        """Own fp32 parts -> whole tensors."""
-        flat = mint.cat([part.astype(self.dtype).reshape(1, -1) for part in parts], dim=1)
-        return self._split(self.group.all_gather(flat, "parameters"), whole=True)
-
-    def scatter(self, gradients: Sequence[Any]) -> list[Any]:
-        """Own gradients of the whole tensors -> fp32 parts of their sum over the processes."""
-        spread = [cut.spread(g.astype(ms.float32)) for cut, g in zip(self.cuts, gradients, strict=True)]
-        return self._split(self.group.reduce_scatter(mint.cat(spread, dim=1), "gradients"), whole=False)
-
-    def _split(self, flat: Any, *, whole: bool) -> list[Any]:
-        tensors, start = [], 0
-        for cut in self.cuts:
-            piece = flat[:, start : start + cut.part_size]
-            tensors.append(cut.assembled(piece) if whole else piece.reshape(cut.part_shape))
-            start += cut.part_size
-        return tensors
 
 
 def _cut_by_rows(field: str, cut: Cut) -> bool:
@@ -127,25 +43,18 @@ def _cut_by_rows(field: str, cut: Cut) -> bool:
     return not (field.endswith("column") and len(cut.rows_shape) == 2)
 
 
-class _HandOut(nn.Cell):
-    """Own parts in, whole parameters out; its gradient reduces and scatters, so whole gradients live for one block.
+def _summed(group: Group, tensors: list[Any]) -> list[Any]:
+    """fp32 sums of each tensor over the processes, by one all-reduce."""
+    flat = mint.cat([g.astype(ms.float32).reshape(-1) for g in tensors], dim=0)
+    flat, sums, start = group.all_reduce(flat, "gradients"), [], 0
+    for g in tensors:
+        sums.append(flat[start : start + g.size].reshape(g.shape))
+        start += g.size
+    return sums
 
-    ``resident``: the whole parameters where they are kept (stage 2); None gathers them (stage 3).
-    """
 
-    def __init__(self, gathering: Gathering, resident: Sequence[ms.Parameter] | None):
-        super().__init__()
-        self._gathering = gathering
-        self._resident = None if resident is None else tuple(resident)
-
-    def construct(self, *parts):
-        if self._resident is None:
-            return tuple(self._gathering.gather(parts))
-        return tuple(q.view(q.shape) for q in self._resident)
-
-    def bprop(self, *values):
-        gradients = values[-1]
-        return tuple(self._gathering.scatter(gradients if isinstance(gradients, tuple) else (gradients,)))
+def _master(parameter: ms.Parameter) -> ms.Parameter:
+    return ms.Parameter(parameter.astype(ms.float32), name=str(parameter.name))
 
 
 class Zero:
@@ -156,14 +65,22 @@ class Zero:
         parameters: what is trained, loaded.
         group: the processes to spread over; of one process everything is whole and the same code runs.
         stage: 0 to 3.
+        masters: whether stage 0 keeps fp32 masters of half-precision parameters; False leaves them to the optimiser.
+        replicas: where ``group`` is only some of the processes: those, one of each such group, that hold the same parts
+            as this one. Parts of gradients are summed over them once a step. With a group inside a machine and replicas
+            across machines, gathering stays inside (hybrid sharding, arXiv:2304.11277 section 3.2.2).
 
     Attributes:
-        parameters: what the optimiser updates: the parameters themselves, or fp32 parts of them.
+        whole: the parameters that the model computes with, in its type; none in stage 3.
+        parameters: what the optimiser updates: those themselves, or fp32 masters or parts of them.
         variables: what the loss is differentiated by.
     """
 
-    def __init__(self, model: Model, parameters: Sequence[ms.Parameter], group: Group, stage: int):
-        self.model, self.group, self.stage = model, group, stage
+    def __init__(
+        self, model: Model, parameters: Sequence[ms.Parameter], group: Group, stage: int, *, masters: bool = True,
+        replicas: Group | None = None,
+    ):  # fmt: skip
+        self.model, self.group, self.stage, self._replicas = model, group, stage, replicas
         self.whole = list(parameters)
         self.names = [str(q.name) for q in self.whole]
         self.cuts = [Cut(tuple(q.shape), group.size) for q in self.whole]
@@ -172,9 +89,11 @@ class Zero:
         self._index = {name: index for index, name in enumerate(self.names)}
         if stage:
             self.parameters = [self._own(q, cut) for q, cut in zip(self.whole, self.cuts, strict=True)]
+        elif masters:
+            self.parameters = [q if q.dtype == ms.float32 else _master(q) for q in self.whole]
         if stage >= 2:
             self.variables = self.parameters
-            self._cells: dict[tuple[str, ...], _HandOut] = {}
+            self._cells: dict[tuple[str, ...], HandOut] = {}
             for q in self.whole:
                 q.requires_grad = False
             model.keep_in(self)
@@ -205,15 +124,17 @@ class Zero:
     def gathering(self, names: Sequence[str], shorts: Sequence[str]) -> Gathering:
         """How the parameters ``names``, called ``shorts`` in the hand-out, are gathered."""
         places = [self._index[name] for name in names]
-        dtype = self.model.compute_dtype if self.stage == 3 else self.types[places[0]]
-        return Gathering(self.group, tuple(shorts), tuple(self.cuts[i] for i in places), dtype)
+        computed, stored = self.model.compute_dtype, self.types[places[0]]
+        # Stage 3 keeps fp32 only: what is computed in fewer bits need not travel in more.
+        stored = computed if self.stage == 3 and stored == ms.float32 else stored
+        return Gathering(self.group, tuple(shorts), tuple(self.cuts[i] for i in places), stored, computed)
 
     def full(self, names: Sequence[str]) -> list[Any]:
         """The whole parameters ``names``; their gradients arrive at the parts."""
         key = tuple(names)
         if key not in self._cells:
             resident = None if self.stage == 3 else [self.whole[self._index[name]] for name in names]
-            self._cells[key] = _HandOut(self.gathering(names, names), resident)
+            self._cells[key] = HandOut(self.gathering(names, names), resident)
         result: Any = self._cells[key](*(self.part(name) for name in names))
         return list(result) if isinstance(result, tuple) else [result]
 
@@ -221,28 +142,30 @@ class Zero:
 
     def reduced(self, gradients: Sequence[Any]) -> list[Any]:
         """Gradients of ``variables``, summed over a step's micro-batches -> those of ``parameters``, over all ranks."""
-        if self.stage >= 2:
-            return list(gradients)
-        if self.stage == 0 and self.group.size == 1:
+        gradients = self._over_group(gradients)
+        if self._replicas is None or self._replicas.size == 1:
+            return gradients
+        result: list[Any] = [None] * len(gradients)
+        for bucket in self._buckets():
+            found = _summed(self._replicas, [gradients[i] for i in bucket])
+            for index, tensor in zip(bucket, found, strict=True):
+                result[index] = tensor
+        return result
+
+    def _over_group(self, gradients: Sequence[Any]) -> list[Any]:
+        if self.stage >= 2 or (self.stage == 0 and self.group.size == 1):
             return list(gradients)
         result: list[Any] = [None] * len(gradients)
         for bucket in self._buckets():
             cuts = tuple(self.cuts[i] for i in bucket)
             if self.stage == 1:
-                found = Gathering(self.group, (), cuts, ms.float32).scatter([gradients[i] for i in bucket])
+                wire = Gathering(self.group, (), cuts, ms.float32, ms.float32)
+                found = wire.scatter([gradients[i] for i in bucket])
             else:
-                found = self._summed([gradients[i] for i in bucket])
+                found = _summed(self.group, [gradients[i] for i in bucket])
             for index, tensor in zip(bucket, found, strict=True):
                 result[index] = tensor
         return result
-
-    def _summed(self, gradients: list[Any]) -> list[Any]:
-        flat = mint.cat([g.astype(ms.float32).reshape(-1) for g in gradients], dim=0)
-        flat, tensors, start = self.group.all_reduce(flat, "gradients"), [], 0
-        for g in gradients:
-            tensors.append(flat[start : start + g.size].reshape(g.shape))
-            start += g.size
-        return tensors
 
     def _buckets(self) -> Iterator[list[int]]:
         bucket, size = [], 0
@@ -261,6 +184,13 @@ class Zero:
         if self.stage:
             squares = self.group.all_reduce(squares.reshape(1), "statistics")[0]
         return mint.sqrt(squares)
+
+    def mean(self, value: float) -> float:
+        """Mean of a number over all processes, in fp32 where there are several."""
+        for group in (self.group, self._replicas):
+            if group is not None and group.size > 1:
+                value = float(group.all_reduce(ms.Tensor([value], ms.float32), "statistics")[0]) / group.size
+        return value
 
     def updated(self, optimizer: Any) -> None:
         """To be called after each update: counts what the optimiser exchanged, publishes what it changed."""
@@ -286,11 +216,17 @@ class Zero:
         return shards_mean
 
     def publish(self) -> None:
-        """After an update (or whatever else moved the parts): the whole parameters become those of the parts."""
-        if self.stage not in (1, 2):
+        """After an update (or whatever else moved them): the whole parameters become those of the parts or masters."""
+        if self.stage == 0:
+            for whole, master, stored in zip(self.whole, self.parameters, self.types, strict=True):
+                if master is not whole:
+                    whole.set_data(master.view(master.shape).astype(stored))
+            return
+        if self.stage == 3:
             return
         for bucket in self._buckets():
-            gathering = Gathering(self.group, (), tuple(self.cuts[i] for i in bucket), self.types[bucket[0]])
+            stored = self.types[bucket[0]]
+            gathering = Gathering(self.group, (), tuple(self.cuts[i] for i in bucket), stored, stored)
             found = gathering.gather([self.parameters[i].view(self.parameters[i].shape) for i in bucket])
             for index, tensor in zip(bucket, found, strict=True):
                 self.whole[index].set_data(tensor.astype(self.types[index]))
@@ -358,7 +294,10 @@ class Zero:
         return self.cuts
 
     def held_bytes(self) -> dict[str, int]:
-        """Bytes of parameters on this process, from its live tensors: whole ones and, where they are others, parts."""
-        whole = sum(q.size * q.itemsize for q in self.whole)
-        parts = sum(q.size * q.itemsize for q in self.parameters) if self.stage else 0
-        return {"whole": whole, "parts": parts}
+        """Bytes on this process, from its live tensors: whole parameters, and the fp32 parts or masters beside them."""
+        whole = {id(q) for q in self.whole}
+        apart = [q for q in self.parameters if id(q) not in whole]
+        return {
+            "whole": sum(q.size * q.itemsize for q in self.whole),
+            "parts": sum(q.size * q.itemsize for q in apart),
+        }

@@ -76,7 +76,7 @@ class TrainStep:
         zero: Zero | None = None,
         data_ranks: int = 1,
     ):
-        self.zero = zero or Zero(transformer, optimizer.parameters, alone().world, 0)
+        self.zero = zero or Zero(transformer, optimizer.parameters, alone().world, 0, masters=False)
         self.data_ranks = data_ranks
         self.scheduler, self.optimizer, self.loss_scale = scheduler, optimizer, loss_scale
         self.max_grad_norm, self.seed, self.max_skips = max_grad_norm, seed, max_skips
@@ -106,7 +106,7 @@ class TrainStep:
             self.gradient_bytes = sum(gradient.size * gradient.itemsize for gradient in total)
         parts = len(batches) * self.data_ranks
         norm = self.zero.norm(total) / (parts * scale)
-        loss, grad_norm = self._mean(losses), float(norm)
+        loss, grad_norm = self.zero.mean(float(np.mean(losses))), float(norm)
         overflowed = not np.isfinite(grad_norm)
         if not np.isfinite(loss) or (overflowed and not self._may_skip()):
             raise FloatingPointError(self._report(step, batches, loss, grad_norm))
@@ -118,13 +118,6 @@ class TrainStep:
             self.zero.updated(self.optimizer)
         return StepResult(loss=loss, grad_norm=grad_norm, skipped=overflowed)
 
-    def _mean(self, losses: Sequence[float]) -> float:
-        """Mean loss over all processes; those that share a sample all have its loss."""
-        group, mean = self.zero.group, float(np.mean(losses))
-        if group.size == 1:
-            return mean
-        return float(group.all_reduce(ms.Tensor([mean], ms.float32), "statistics")[0]) / group.size
-
     def _accumulated(self, step: int, batches: Sequence[Batch], scale: float) -> tuple[list[float], list[ms.Tensor]]:
         """Losses, and the sum of the scaled gradients over the micro-batches."""
         count = sum(len(batch.samples) for batch in batches) * self.data_ranks
@@ -135,7 +128,9 @@ class TrainStep:
             arrays = [np.ascontiguousarray(a) for a in (batch.text, *self._inputs(step, batch, count))]
             loss, gradients = self._gradients(factor, *(ms.Tensor(a) for a in arrays))
             losses.append(float(loss) / scale)
-            total = [a + b for a, b in zip(total, gradients, strict=True)] if total else list(gradients)
+            # The sum is fp32 whatever the gradients' type: eight roundings of bf16 would cost a digit.
+            sums = (a + b.astype(ms.float32) for a, b in zip(total, gradients, strict=True))
+            total = list(sums) if total else list(gradients)
         return losses, total
 
     def _inputs(self, step: int, batch: Batch, count: int) -> tuple[np.ndarray, ...]:

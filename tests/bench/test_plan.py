@@ -94,8 +94,20 @@ def test_zero_stages_cut_state_then_gradients_then_parameters() -> None:
     found = [memory.training_phases(replace(work, zero_stage=stage))[-1].bytes for stage in range(4)]
     part, whole = elements(work.table, 8), elements(work.table)
     assert [b["optimizer"] for b in found] == [8 * whole, 8 * part, 8 * part, 8 * part]
-    assert [b["gradients"] for b in found] == [2 * whole, 2 * whole, 2 * part, 2 * part]
-    assert [b["parameters"] for b in found] == [2 * whole] * 3 + [2 * part]
+    # Sums are fp32; parameters in bf16 stand beside fp32 masters, and stage 3 has fp32 parts alone.
+    assert [b["gradients"] for b in found] == [4 * whole, 4 * part, 4 * part, 4 * part]
+    assert [b["parameters"] for b in found] == [2 * whole] * 3 + [4 * part]
+    assert [b.get("masters") for b in found] == [4 * whole, 4 * part, 4 * part, None]
+    full = replace(work, stored=4, masters=False)
+    found = [memory.training_phases(replace(full, zero_stage=stage))[-1].bytes for stage in range(4)]
+    assert [b.get("masters") for b in found] == [None, 4 * part, 4 * part, None]
+
+
+def test_the_successors_zero_keeps_masters_beside_parts_in_bf16() -> None:
+    work = published(ranks=8, code="mindone", zero_stage=3)
+    part = elements(work.table, 8)
+    found = memory.training_phases(work)[-1].bytes
+    assert (found["parameters"], found["masters"], found["gradients"]) == (2 * part, 4 * part, 2 * part)
 
 
 def test_bytes_on_the_wire() -> None:

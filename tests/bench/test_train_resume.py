@@ -81,6 +81,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "train": {"loss_scale": {"kind": "dynamic", "value": 64.0, "window": 2}, "timesteps": "uniform_per_rank"},
         "lr_schedule": {"name": "cosine", "warmup_steps": 2},
     },
+    "bf16 beside masters, ema": {"runtime": {"mode": "pynative", "dtype": "bf16"}, "ema": {"decay": 0.9}},
     "lora, ema": {"train": {"method": "lora"}, "lora": {"rank": 2, "alpha": 4.0}, "ema": {"decay": 0.9}},
 }
 
