@@ -10,8 +10,11 @@ from reports.plots import SERIES, Plot, add_legend, finished, new_figure
 _HATCHES = ("", "//", "..")  # classes beyond the six colours repeat them with a pattern
 
 
-def plan_bars(plan: Mapping[str, Any]) -> Plot | None:
-    """Bytes of each class in each phase of ``cogbench plan --json``, with the card's limit; None for no plan."""
+def plan_bars(plan: Mapping[str, Any], label: str = "") -> Plot | None:
+    """Bytes of each class in each phase of ``cogbench plan --json``, with the card's limit; None for no plan.
+
+    ``label``: the run whose plan it is.
+    """
     if not plan.get("planned"):
         return None
     phases = plan["phases"]
@@ -27,8 +30,9 @@ def plan_bars(plan: Mapping[str, Any]) -> Plot | None:
     axes.set_yticks(range(len(phases)), [phase["name"] for phase in phases])
     axes.invert_yaxis()
     axes.set_xlabel("GiB per rank")
-    caption = f"Predicted for {plan['sizes']} on {plan['profile']}."
+    caption = f"{label}: predicted" if label else "Predicted"
+    caption += f" for {plan['sizes']} on {plan['profile']}."
     if plan["limit"] is not None:
         caption += f" The card has {plan['limit'] / 2**30:.3g} GiB."
-    add_legend(axes, len(classes))
+    add_legend(axes, len(classes), below=True)
     return finished("plan", "Predicted memory by class", caption, figure)

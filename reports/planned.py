@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from reports.collect import Run, finite
 from reports.plan_plot import plan_bars
@@ -55,9 +54,8 @@ def _row(run: Run, name: str, wanted: float, found: float | None, reason: str = 
 
 def planned_plot(runs: Sequence[Run]) -> Plot | None:
     """The stacked bars of the run with the largest planned peak; None where no record has a plan."""
-    plans = [plan for run in runs if isinstance(plan := run.value("notes.plan"), dict) and plan.get("planned")]
-    return plan_bars(max(plans, key=_peak)) if plans else None
-
-
-def _peak(plan: dict[str, Any]) -> float:
-    return plan["peak"]["total"]
+    found = [(run, plan) for run in runs if isinstance(plan := run.value("notes.plan"), dict) and plan.get("planned")]
+    if not found:
+        return None
+    run, plan = max(found, key=lambda pair: pair[1]["peak"]["total"])
+    return plan_bars(plan, run.label)

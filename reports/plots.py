@@ -219,10 +219,13 @@ def _names(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def add_legend(axes: Axes, count: int) -> None:
-    """A legend where there is more than one line."""
+def add_legend(axes: Axes, count: int, *, below: bool = False) -> None:
+    """A legend where there is more than one line; ``below`` the axes where bars fill them."""
     if count > 1:
-        legend = axes.legend(frameon=False, fontsize=9.5, labelcolor=_INK)
+        place: dict[str, Any] = {"loc": "outside lower center", "ncols": 2} if below else {}
+        handles, labels = axes.get_legend_handles_labels()
+        made_by: Any = axes.figure if below else axes
+        legend = made_by.legend(handles, labels, frameon=False, fontsize=9.5, labelcolor=_INK, **place)
         for text in legend.get_texts():
             text.set_parse_math(False)
 
