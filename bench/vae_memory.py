@@ -59,8 +59,10 @@ def cases() -> dict[str, dict[str, Job]]:
     """``group -> case -> job``; all of a group that begins with ``flat`` must lie within the bound."""
     groups: dict[str, dict[str, Job]] = {}
     for side in SIDES:
-        beside = {"ours, whole": _ours(side, *BESIDE), "ours, tiled": _ours(side, *BESIDE, tiling=TILE)}
-        beside |= {f"diffusers, {m}": _reference(m, side, *BESIDE, TILE) for m in ("tiling", "plain", "slicing")}
+        beside = {"ours, tiled": _ours(side, *BESIDE, tiling=TILE)}
+        beside["diffusers, tiling"] = _reference("tiling", side, *BESIDE, TILE)
+        beside["ours, whole"] = _ours(side, *BESIDE)
+        beside |= {f"diffusers, {m}": _reference(m, side, *BESIDE, TILE) for m in ("plain", "slicing")}
         groups[f"flat in time, {side}"] = {f"{n} frames": _ours(side, n, *LENGTH) for n in FRAMES}
         groups[f"flat in size, {side}"] = {
             f"{h}x{w}": _ours(side, 9, h, w, tiling=TILE, first_tiles=True) for h, w in SIZES
