@@ -52,6 +52,11 @@ def resident_bytes() -> int | None:
     return _status_bytes("VmRSS")
 
 
+def data_segment_bytes() -> int | None:
+    """Private writable memory that this process holds, touched or not (VmData): what RLIMIT_DATA caps."""
+    return _status_bytes("VmData")
+
+
 def maxrss_bytes(usage: resource.struct_rusage) -> int | None:
     """``ru_maxrss`` of a process waited for, in bytes (Linux counts KiB, macOS bytes)."""
     return (usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)) or None

@@ -3,7 +3,7 @@
 The published architecture (128, 256, 256, 512 channels, three resnets a level) with random weights in fp32; each case
 is a process of its own (``bench.vae_memory_child``), one at a time. Two marks of a process are given: what is resident
 once the weights are loaded and touched, and the high-water mark from then on. Exit code 1 where a group that should be
-flat is not, or a case is missing.
+flat is not, a case is missing, or the plan (``bench.plan.encoders``) is off by more than its bound.
 
 ``--timed`` writes the seconds too: only on a machine that does nothing else.
 """
@@ -21,7 +21,11 @@ from typing import Any
 
 from bench.child_env import full_environment
 from bench.codes import MISMATCH, PASS
+from bench.plan.encoders import vae_phase
+from bench.plan.measured import BOUND as PLAN_BOUND
 from core.files import write_text
+from core.presets import PRESETS
+from core.vae.tiling import TilingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 STORED = ROOT / "bench" / "vae_memory.json"
@@ -55,8 +59,10 @@ def cases() -> dict[str, dict[str, Job]]:
     """``group -> case -> job``; all of a group that begins with ``flat`` must lie within the bound."""
     groups: dict[str, dict[str, Job]] = {}
     for side in SIDES:
-        beside = {"ours, whole": _ours(side, *BESIDE), "ours, tiled": _ours(side, *BESIDE, tiling=TILE)}
-        beside |= {f"diffusers, {m}": _reference(m, side, *BESIDE, TILE) for m in ("tiling", "plain", "slicing")}
+        beside = {"ours, tiled": _ours(side, *BESIDE, tiling=TILE)}
+        beside["diffusers, tiling"] = _reference("tiling", side, *BESIDE, TILE)
+        beside["ours, whole"] = _ours(side, *BESIDE)
+        beside |= {f"diffusers, {m}": _reference(m, side, *BESIDE, TILE) for m in ("plain", "slicing")}
         groups[f"flat in time, {side}"] = {f"{n} frames": _ours(side, n, *LENGTH) for n in FRAMES}
         groups[f"flat in size, {side}"] = {
             f"{h}x{w}": _ours(side, 9, h, w, tiling=TILE, first_tiles=True) for h, w in SIZES
@@ -113,12 +119,30 @@ def work(row: Mapping[str, Any]) -> int:
     return row["peak"] - row["loaded"]
 
 
+def planned(row: Mapping[str, Any]) -> int | None:
+    """The peak that the plan's formulas predict from what was resident once loaded; None for diffusers."""
+    job = row["job"]
+    if job["code"] != "ours":
+        return None
+    tiles = job.get("tiling")
+    phase = vae_phase(
+        PRESETS["5b"].vae, "decoder" if job["side"] == "decode" else "encoder", frames=job["frames"],
+        height=job["height"], width=job["width"], itemsize=4, device="cpu",
+        tiling=TilingConfig(tile_height=tiles[0], tile_width=tiles[1]) if tiles else None,
+    )  # fmt: skip
+    return row["loaded"] + phase.bytes["vae"] + phase.bytes["activations"]
+
+
 def failures(stored: Mapping[str, Any], bound: float = BOUND) -> list[str]:
     """What a gate refuses: a group that should be flat and is not, a case that is missing."""
     found = []
     for group, wanted in cases().items():
         rows = stored.get(group, {})
         found += [f"{group}: {case}: not measured" for case in wanted if case not in rows]
+        for case, row in rows.items():
+            total = planned(row)
+            if total is not None and abs(total / row["peak"] - 1) > PLAN_BOUND:
+                found.append(f"{group}: {case}: the plan is {100 * (total / row['peak'] - 1):+.1f} % off")
         if group.startswith("flat") and len(rows) > 1:
             by = spread([row["peak"] for row in rows.values()])
             if by > bound:
@@ -128,11 +152,15 @@ def failures(stored: Mapping[str, Any], bound: float = BOUND) -> list[str]:
 
 def table(stored: Mapping[str, Any]) -> str:
     """Markdown: every case, under each flat group its spread, under each comparison the ratios to diffusers tiled."""
-    lines = ["| | case | loaded, MiB | peak, MiB | above loaded, MiB | time, s |", "|---|---|---:|---:|---:|---:|"]
+    lines = [
+        "| | case | loaded, MiB | planned peak, MiB | peak, MiB | above loaded, MiB | time, s |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
     below = []
     for group, rows in stored.items():
         for case, row in rows.items():
-            cells = [f"{value / MIB:.0f}" for value in (row["loaded"], row["peak"], work(row))]
+            marks = (row["loaded"], planned(row), row["peak"], work(row))
+            cells = ["-" if value is None else f"{value / MIB:.0f}" for value in marks]
             seconds = "not measured" if row["seconds"] is None else f"{row['seconds']:.1f}"
             lines.append(f"| {group} | {case}{_note(row)} | {' | '.join(cells)} | {seconds} |")
         below.append(f"- {group}: {_summary(group, rows)}")

@@ -20,7 +20,7 @@ from bench.memory import process_hwm_bytes, reset_hwm, resident_bytes
 from core import draws
 from core.presets import PRESETS
 
-SEED, PIECE = 0, 8  # frames of a piece, as the reader of files hands them out
+SEED, PIECE = 0, 2  # frames of a piece, as the task encode-video reads them
 
 
 def main(path: str) -> None:
@@ -50,7 +50,7 @@ def latents(job: dict[str, Any]) -> np.ndarray:
 
 
 def pixels(job: dict[str, Any]) -> Iterator[np.ndarray]:
-    """Pieces ``[3, up to 8, H, W]`` of a clip in [-1, 1], each drawn when it is asked for."""
+    """Pieces ``[3, up to 2, H, W]`` of a clip in [-1, 1], each drawn when it is asked for."""
     for start in range(0, job["frames"], PIECE):
         shape = (3, min(PIECE, job["frames"] - start), job["height"], job["width"])
         yield np.tanh(draws.normal(shape, SEED, "vae memory pixels", start))

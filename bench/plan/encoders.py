@@ -1,8 +1,9 @@
 """Bytes of the stages around the transformer: text encoder, VAE with its caches and tiles, denoising. No MindSpore.
 
-The VAE's temporaries are counted at the widest moment: a resnet at the level with the largest features holds its
-input, the norm's result and the convolution's padded input and output at once; the decoder's modulated norm holds the
-norm, the widened scale and shift, and their product.
+The VAE's temporaries are counted at the widest moment of a resnet at the level with the largest features. With our CPU
+kernels that is where the norm's result is joined to the cached frames: the input, the result, and the two joined. On
+Ascend the norm is made of operators, and the decoder's modulated norm holds the norm, the widened scale and shift, and
+their product.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from core.configs import T5Config, TransformerConfig, VAEConfig
 from core.text.parameters import is_gated
 from core.text.parameters import parameter_table as text_table
 from core.transformer.parameters import parameter_table as transformer_table
-from core.vae.chunks import latent_chunks, sample_chunks
+from core.vae.chunks import decoded_frames, latent_chunks, sample_chunks
 from core.vae.parameters import parameter_table as vae_table
 from core.vae.parameters import temporal_levels
 from core.vae.tiling import TilePlan, TilingConfig, plan_tiles
 
-# Tensors of the widest features alive at once: input, norm, scale, shift and product in the decoder; input, norm and
-# its square in the encoder. The convolution after it holds input, joined, padded and result, which is fewer.
+# Ascend: tensors of the widest features alive at once: input, norm, scale, shift and product in the decoder; input,
+# norm and its square in the encoder. The convolution after it holds input, joined, padded and result, which is fewer.
 DECODER_COPIES, ENCODER_COPIES = 5, 4
+CPU_COPIES, CACHED_FRAMES = 3, 2
+READ_FRAMES = 2  # of a piece of the clip that is encoded (bench.tasks.encode_video)
 
 
 def _level(name: str, levels: int) -> int:
@@ -53,16 +56,20 @@ def cache_bytes(config: VAEConfig, side: str, height: int, width: int, itemsize:
     return total * itemsize
 
 
-def work_bytes(config: VAEConfig, side: str, frames: int, height: int, width: int, itemsize: int) -> int:
+def work_bytes(
+    config: VAEConfig, side: str, frames: int, height: int, width: int, itemsize: int, device: str = "ascend"
+) -> int:
     """Bytes of the temporaries of one chunk of ``frames`` pixel frames of one tile."""
+    copies = DECODER_COPIES if side == "decoder" else ENCODER_COPIES
     widths = config.block_out_channels
     largest = 0
     for level, channels in enumerate(widths):
         # Level 0 is the pixels' size; the decoder's first resnet there still has the channels of the level below.
         wide = widths[min(level + 1, len(widths) - 1)] if side == "decoder" else channels
         count = frames if level == 0 else -(-frames // 2 ** min(level, temporal_levels(config)))
-        largest = max(largest, wide * count * (height >> level) * (width >> level))
-    return (DECODER_COPIES if side == "decoder" else ENCODER_COPIES) * largest * itemsize
+        planes = CPU_COPIES * count + CACHED_FRAMES if device == "cpu" else copies * count
+        largest = max(largest, wide * planes * (height >> level) * (width >> level))
+    return largest * itemsize
 
 
 def _tile(plan: TilePlan, ratio: int) -> tuple[int, int]:
@@ -71,7 +78,7 @@ def _tile(plan: TilePlan, ratio: int) -> tuple[int, int]:
 
 def vae_phase(
     config: VAEConfig, side: str, *, frames: int, height: int, width: int, tiling: TilingConfig | None, itemsize: int,
-    streamed: bool = True,
+    streamed: bool = True, device: str = "ascend",
 ) -> Phase:  # fmt: skip
     """Encoding or decoding ``frames`` pixel frames; not streamed, all of the clip's pixels are in memory."""
     ratio = config.spatial_compression_ratio
@@ -82,12 +89,14 @@ def vae_phase(
     if side == "encoder":
         chunk = max(b - a for a, b in sample_chunks(frames))
     else:
-        chunk = 4 * max(b - a for a, b in latent_chunks(-(-frames // 4)))
-    # One group of tiles at a time (core.vae.streaming); its old cache lives until the new one is complete.
-    cached = 2 * at_once * cache_bytes(config, side, tile_height, tile_width, itemsize)
+        chunk = max(decoded_frames(b - a) for a, b in latent_chunks(-(-frames // 4)))
+    # One group of tiles at a time (core.vae.streaming); an entry of the cache goes when its successor is made.
+    cached = at_once * cache_bytes(config, side, tile_height, tile_width, itemsize)
     pixels = config.in_channels * height * width * 4
     held = pixels * (2 * chunk if streamed else 2 * frames)
-    work = at_once * work_bytes(config, side, chunk, tile_height, tile_width, itemsize)
+    if streamed and len(plan.tiles) > 1:
+        held = pixels * (chunk if side == "decoder" else 2 * READ_FRAMES)
+    work = at_once * work_bytes(config, side, chunk, tile_height, tile_width, itemsize, device)
     return Phase(
         name=f"vae {'encode' if side == 'encoder' else 'decode'}",
         bytes={"parameters": table_bytes(vae_table(config), itemsize), "vae": cached + work, "activations": held},

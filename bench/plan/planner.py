@@ -90,7 +90,7 @@ def _online(recipe: Any, sizes: Sizes) -> list[Phase]:
     text = encoders.text_phase(sizes.text, batch=1, tokens=tokens, itemsize=_itemsize(recipe))
     video = encoders.vae_phase(
         sizes.vae, "encoder", frames=frames, height=height, width=width, tiling=tiling_of(recipe.vae),
-        itemsize=_itemsize(recipe, recipe.vae), streamed=False,
+        itemsize=_itemsize(recipe, recipe.vae), streamed=False, device=recipe.runtime.device,
     )  # fmt: skip
     return [text, video]
 
@@ -158,6 +158,7 @@ def _vae(recipe: Any, sizes: Sizes, side: str, frames: int, height: int, width: 
     return encoders.vae_phase(
         sizes.vae, side, frames=frames, height=height, width=width,
         tiling=tiling_of(recipe.vae) if tiling == "recipe" else tiling, itemsize=_itemsize(recipe, recipe.vae),
+        device=recipe.runtime.device,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from core.data.transforms import INTERPOLATION, fit, to_model
 from core.data.video import VideoInfo, VideoReader, choose_backend, probe
 from core.errors import UserError
 
-_CHUNK_FRAMES = 8
+_CHUNK_FRAMES = 2  # whole frames in memory while their tiles are cut out
 
 
 def run(recipe: Any, ctx: RunContext) -> None:

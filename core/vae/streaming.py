@@ -109,9 +109,10 @@ def _encode_group(
     ratio = vae.config.spatial_compression_ratio
     cache: dict[str, ms.Tensor] = {}
     start = 0
-    for chunk in _regrouped(pixels(), num_frames):
-        part = np.concatenate([_cut(chunk, tile, ratio)[None] for tile in group])
-        y, cache = vae.encode_chunk(_tensor(part), cache)
+    # Tiles are cut out of each piece as it comes: only the reader holds whole frames.
+    parts = (np.concatenate([_cut(piece, tile, ratio)[None] for tile in group]) for piece in pixels())
+    for chunk in _regrouped(parts, num_frames):
+        y, cache = vae.encode_chunk(_tensor(chunk), cache)
         made = y.astype(ms.float32).asnumpy()
         for tile, values in zip(group, made, strict=True):
             place = moments[:, start : start + made.shape[2], tile.top : tile.bottom, tile.left : tile.right]
@@ -120,19 +121,21 @@ def _encode_group(
 
 
 def _regrouped(pieces: Iterable[np.ndarray], num_frames: int) -> Iterator[np.ndarray]:
-    """Pieces of any length as the encoder's chunks."""
-    source, held = iter(pieces), np.zeros((0, 0, 0, 0), np.float32)
+    """Pieces ``[B, 3, any, H, W]`` as the encoder's chunks."""
+    source = iter(pieces)
+    held: list[np.ndarray] = []
     for start, stop in chunks.sample_chunks(num_frames):
-        parts = [held] if held.size else []
-        while sum(part.shape[1] for part in parts) < stop - start:
+        parts, held = held, []
+        while sum(part.shape[2] for part in parts) < stop - start:
             piece = next(source, None)
             if piece is None:
                 raise UserError(f"frames: the clip ended before num_frames = {num_frames}; pass the clip's real count")
             parts.append(piece)
-        joined = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
-        held = joined[:, stop - start :].copy()
-        yield joined[:, : stop - start]
-    if held.size or next(source, None) is not None:
+        joined = parts[0] if len(parts) == 1 else np.concatenate(parts, 2)
+        if joined.shape[2] > stop - start:
+            held = [joined[:, :, stop - start :].copy()]
+        yield joined[:, :, : stop - start]
+    if held or next(source, None) is not None:
         raise UserError(f"frames: got more than num_frames = {num_frames}; pass the clip's real count")
 
 
@@ -154,7 +157,7 @@ class _Canvas:
 
     def __init__(self, shape: tuple[int, int, int, int], folder: str | Path | None):
         self.shape = shape
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed in __exit__)
+        self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 (closed in __exit__)
         self._file.truncate(4 * int(np.prod(shape)))
 
     def __enter__(self) -> _Canvas:
@@ -167,24 +170,37 @@ class _Canvas:
         _, channels, height, width = self.shape
         return 4 * (((frame * channels + channel) * height + row) * width)
 
-    def _read(self, offset: int, count: int) -> np.ndarray:
+    def _read(self, offset: int, into: np.ndarray) -> None:
+        """Fills ``into``, which is contiguous, without a copy between."""
         self._file.seek(offset)
-        return np.frombuffer(bytearray(self._file.read(4 * count)), np.float32)
+        view = memoryview(into).cast("B")
+        while len(view):
+            count = self._file.readinto(view)
+            assert count, "the file is as long as the canvas"
+            view = view[count:]
+
+    def _write(self, offset: int, values: np.ndarray) -> None:
+        self._file.seek(offset)
+        view = memoryview(values).cast("B")
+        while len(view):
+            view = view[self._file.write(view) :]
 
     def add(self, start: int, top: int, left: int, pixels_CTHW: np.ndarray) -> None:
         """Adds ``[C, t, rows, columns]`` at frame ``start`` and pixel ``top, left``."""
         channels, frames, rows, columns = pixels_CTHW.shape
-        width = self.shape[3]
+        band = np.empty((rows, self.shape[3]), np.float32)
         for frame in range(frames):
             for channel in range(channels):
                 offset = self._offset(start + frame, channel, top)
-                band = self._read(offset, rows * width).reshape(rows, width)
+                self._read(offset, band)
                 band[:, left : left + columns] += pixels_CTHW[channel, frame]
-                self._file.seek(offset)
-                self._file.write(band.tobytes())
+                self._write(offset, band)
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Frames ``start`` to ``start + count`` as ``[C, count, H, W]``."""
         _, channels, height, width = self.shape
-        frames = self._read(self._offset(start, 0, 0), count * channels * height * width)
-        return np.ascontiguousarray(frames.reshape(count, channels, height, width).transpose(1, 0, 2, 3))
+        frames = np.empty((channels, count, height, width), np.float32)
+        for frame in range(count):
+            for channel in range(channels):
+                self._read(self._offset(start + frame, channel, 0), frames[channel, frame])
+        return frames

@@ -1,0 +1,63 @@
+"""Tables and verdicts of the training step's memory and of the limit that the plan predicts, from made-up marks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import limit_planned, train_memory
+from bench.train_memory import MIB
+
+
+def marks(steady: int) -> dict[str, Any]:
+    """One process, in MiB."""
+    return {"loaded": 500 * MIB, "first": 900 * MIB, "after first": 800 * MIB, "steady": steady * MIB, "losses": [1.0]}
+
+
+def trained(ours: int) -> dict[str, Any]:
+    """Every case; ours has this peak, diffusers 1000 MiB."""
+    return {name: marks(ours if code == "ours" else 1000) for name, (code, _) in train_memory.CASES.items()}
+
+
+@pytest.mark.parametrize(("ours", "refused"), [(800, 0), (810, 1)])
+def test_a_step_above_the_goal_is_refused(ours: int, refused: int) -> None:
+    assert len(train_memory.failures(trained(ours))) == refused
+
+
+def test_a_case_that_is_missing_is_refused() -> None:
+    stored = trained(700)
+    del stored["ours, graph mode"]
+    assert train_memory.failures(stored) == ["ours, graph mode: not measured"]
+
+
+def test_the_table_has_ratios() -> None:
+    text = train_memory.table(trained(750))
+    assert "| ours, PyNative | 500 | 900 | 800 | 750 | 0.75 | 250 | 0.50 |" in text
+
+
+def limits(found: int | None, fails: int | None) -> dict[str, Any]:
+    """A plan of 10 MiB a frame beside 500 MiB, under a cap of 1000 MiB: 50 frames are predicted."""
+    peaks = {str(n): 10 * n * MIB for n in range(10, 101, 10)}
+    row = {"cap": 1000 * MIB, "predicted": 50, "found": found, "fails": fails, "probes": [[50, "ok"], [60, "oom"]]}
+    return {"asked": 600 * MIB, "beside": 500 * MIB, "peaks": peaks, "rows": [row]}
+
+
+def test_prediction_by_hand() -> None:
+    peaks = {n: 10 * n * MIB for n in range(10, 101, 10)}
+    assert limit_planned.predicted(500 * MIB, 1000 * MIB, peaks) == 50
+    assert limit_planned.predicted(500 * MIB, 550 * MIB, peaks) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "fails", "refused"), [(50, 60, 0), (60, 70, 0), (40, 50, 0), (70, 80, 1), (30, 30, 1), (None, 10, 1)]
+)
+def test_a_boundary_far_from_the_plan_is_refused(found: int | None, fails: int | None, refused: int) -> None:
+    assert len(limit_planned.failures(limits(found, fails))) == refused
+
+
+def test_the_limit_is_shown(tmp_path: Path) -> None:
+    assert "| 1000 | 50 | 50 | 60 | 2 |" in limit_planned.table(limits(50, 60))
+    limit_planned.picture(limits(50, 60), tmp_path / "limit.svg")
+    assert "<svg" in (tmp_path / "limit.svg").read_text(encoding="utf-8")
