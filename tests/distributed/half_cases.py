@@ -32,9 +32,12 @@ def training(processes: Processes, stage: int, dtype: str, optimizer: str = "ada
 def result(trained: Training, steps: int) -> dict[str, np.ndarray]:
     """Curve, masters, whole parameters, and bytes held by class: as a training run counts them for its record."""
     curve = np.array(trained.run(0, steps))
+    sent = trained.processes.traffic.sent
+    purposes = [sum(n for (what, _), n in sent.items() if what == p) for p in ("gradients", "parameters")]
     whole = [q.astype(ms.float32).asnumpy().ravel() for q in trained.zero.whole]
     return {
         "curve": curve,
+        "sent": np.array(purposes) / steps,
         "values": trained.values(),
         "whole": np.concatenate(whole) if whole else np.zeros(0, np.float32),
         "held": np.array([held_bytes(trained).get(name, 0) for name in CLASSES]),
