@@ -18,7 +18,7 @@ TYPES = {"bf16": ms.bfloat16, "fp16": ms.float16}
 EVEN = replace(CONFIG, text_embed_dim=12, time_embed_dim=16)
 LORA = replace(OTHER_LORA, rank=4)
 # (type, ZeRO stage) -> steps
-RUNS = {("bf16", 0): 6, ("bf16", 1): 6, ("bf16", 2): STEPS, ("bf16", 3): 6, ("fp16", 2): STEPS}
+RUNS = {("bf16", 0): 6, ("bf16", 1): 6, ("bf16", 2): STEPS, ("bf16", 3): 6, ("fp16", 2): 6}
 CLASSES = ("parameters", "masters", "gradients", "optimizer")
 
 
