@@ -210,7 +210,9 @@ def layouts(
     """The cost of each layout of ``ranks`` with so many of them a sample; ZeRO spans all ranks."""
     shapes = trained_shapes(config)
     zero: dict[tuple[int, Recompute], ZeroBytes] = {
-        (s, m): zero_bytes(shapes, ranks, s, recompute=m, computed_size=itemsize) for s in range(4) for m in MODES
+        (s, m): zero_bytes(shapes, ranks, s, recompute=m, stored_size=itemsize, computed_size=itemsize)
+        for s in range(4)
+        for m in MODES
     }
     costs = []
     for n in sequences:

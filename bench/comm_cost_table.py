@@ -64,8 +64,8 @@ def table(flops_rate: float | None = None, link_rate: float | None = None) -> st
     sample = Sample.of(config, **_SIZE)
     lines = [
         f"CogVideoX1.5-5B, {parameter_count(config):,} parameters, {sample.video:,} video and {sample.text} text "
-        f"tokens, {_CARDS} cards, one sample a group. Tokens and ZeRO-3's parameters in bf16, stored parameters and "
-        "gradients in fp32, all blocks recomputed. Sent by each card in a step, GB = 1e9:",
+        f"tokens, {_CARDS} cards, one sample a group. Tokens and parameters in bf16, gradients in "
+        "fp32, all blocks recomputed. Sent by each card in a step, GB = 1e9:",
         "",
         "| layout | Ulysses forward | backward | backward, recomputed | output | ZeRO-0 | ZeRO-1, 2 | ZeRO-3 |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",

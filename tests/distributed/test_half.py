@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 import pytest
 
+from bench.comm_cost import trained_shapes, zero_bytes
 from bench.plan import memory
 from bench.plan.workload import Training
 from core import ops
@@ -50,6 +52,14 @@ def test_masters_keep_what_the_rounded_parameters_lose():
     rounded = ms.Tensor(want["values"]).astype(ms.bfloat16).astype(ms.float32).asnumpy()
     assert np.array_equal(rounded, want["whole"])
     assert (want["values"] != want["whole"]).mean() > 0.9
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_parameters_travel_in_bf16_and_gradients_in_fp32(results, stage):
+    recompute: Any = "all" if stage == 3 else "none"
+    expected = zero_bytes(trained_shapes(cases.EVEN), 2, stage, recompute=recompute, stored_size=2, computed_size=2)
+    for found in results:
+        assert found[f"bf16/{stage}/sent"].tolist() == [expected.gradients, expected.parameters]
 
 
 @pytest.mark.parametrize("stage", range(4))

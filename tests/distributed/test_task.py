@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import mindspore as ms
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from tests.tolerances import MODULE, relative_error
 
 @pytest.fixture(scope="module", params=[2])
 def results(request, tmp_path_factory):
-    return run_ranks("tests.distributed.task_cases", request.param, tmp_path_factory.mktemp("ranks"))
+    return run_ranks("tests.distributed.task_cases", request.param, tmp_path_factory.mktemp("ranks"), "task", "online")
 
 
 def _weights(folder) -> np.ndarray:
@@ -28,6 +29,48 @@ def test_the_same_layout_goes_on_with_the_same_bits(results):
     for found in results.of("task"):
         assert np.array_equal(found["same/curve"], found["whole/curve"][cases.HALF :])
     assert np.array_equal(_weights(results.folder / "same/transformer"), _weights(results.folder / "whole/transformer"))
+
+
+def test_the_same_layout_in_bf16_goes_on_with_the_same_bits_and_exports_masters(results):
+    for found in results.of("task"):
+        assert np.array_equal(found["bf16-same/curve"], found["bf16/curve"][cases.HALF :])
+    same, whole = (_weights(results.folder / name / "transformer") for name in ("bf16-same", "bf16"))
+    assert np.array_equal(same, whole)
+    rounded = ms.Tensor(whole).astype(ms.bfloat16).astype(ms.float32).asnumpy()
+    assert (rounded != whole).mean() > 0.5
+
+
+def test_clips_encoded_in_the_loop_by_two_ranks_train_as_by_one(results, tmp_path):
+    found = results.of("online")
+    ops.configure()
+    recipe = cases.online_recipe(results.folder / "online-world", 1)
+    want = np.array(cases.run(recipe, tmp_path / "online", tmp_path / "online.jsonl"))
+    for rank in found:
+        assert relative_error(rank["curve"], want) <= MODULE
+    two, one = (_weights(folder / "online" / "transformer") for folder in (results.folder, tmp_path))
+    assert relative_error(two, one) <= MODULE
+
+
+@pytest.mark.slow
+def test_four_ranks_then_two_then_one_go_on_with_the_same_curve(tmp_path):
+    """sp2 x dp2 by ZeRO-2, two ranks by ZeRO-3, one process: each goes on from the last one's checkpoint."""
+    module = "tests.distributed.task_cases"
+    four = run_ranks(module, 4, tmp_path / "4", "chain").of("chain")
+    shutil.copytree(tmp_path / "4" / "world", tmp_path / "2" / "world")
+    cases.begin(tmp_path / "4" / "run", 1, tmp_path / "2" / "run")
+    two = run_ranks(module, 2, tmp_path / "2", "chain").of("chain")
+    cases.begin(tmp_path / "2" / "run", 2, tmp_path / "1" / "run")
+    ops.configure()
+    recipe = cases.recipe(tmp_path / "2" / "world", 1, *cases.CHAIN[1], True, every=1)
+    one = np.array(cases.run(recipe, tmp_path / "1" / "run", tmp_path / "1.jsonl"))
+    whole = four[0]["curve"]
+    assert len(whole) == cases.STEPS
+    for found in two:
+        assert relative_error(found["curve"], whole[1:]) <= MODULE
+    assert relative_error(one, whole[2:]) <= MODULE
+    last = [_weights(tmp_path / name / "run" / "transformer") for name in ("4", "2", "1")]
+    assert relative_error(last[1], last[0]) <= MODULE
+    assert relative_error(last[2], last[0]) <= MODULE
 
 
 def test_another_layout_goes_on_with_the_same_curve(results):

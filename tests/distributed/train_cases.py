@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -197,7 +198,7 @@ def case_same_gradients() -> dict[str, Any]:
     CAME's second eps pair is came-pytorch's, far below what gradients may round to (docs/design/011).
     """
     found: dict[str, Any] = {}
-    for name, (optimizer, eps) in UPDATES.items():
+    for name, (optimizer, eps) in updates(communication.get_group_size()).items():
         for stage in (1, 2, 3):
             training = Training(joined(1), stage, optimizer, "sft", eps=eps)
             for gradients in given_gradients(training.zero.cuts):
@@ -207,6 +208,11 @@ def case_same_gradients() -> dict[str, Any]:
                 training.optimizer.step(parts, 1e-2)
             found[f"{name}/{stage}"] = training.values()
     return found
+
+
+def updates(ranks: int) -> dict[str, tuple[str, tuple[float, float]]]:
+    """The optimisers of ``case_same_gradients``; the other eps on two ranks only."""
+    return {name: given for name, given in UPDATES.items() if ranks == 2 or name != "came-1e-30"}
 
 
 def given_gradients(cuts: Any) -> list[list[np.ndarray]]:
@@ -220,6 +226,9 @@ def _agree(training: Training) -> bool:
     whole = training.zero.whole
     if not whole:  # stage 3 has none; each part is on one rank only
         return True
-    own = np.concatenate([q.asnumpy().ravel() for q in whole])
+    digest = hashlib.sha256()
+    for q in whole:
+        digest.update(q.asnumpy().tobytes())
+    own = np.frombuffer(digest.digest(), np.uint8).astype(np.float32)
     total = training.processes.world.all_gather(ms.Tensor(own[None]), "test").asnumpy()
     return bool(all(np.array_equal(row, own) for row in total))
