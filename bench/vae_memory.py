@@ -52,7 +52,7 @@ FRAMES = (9, 17, 49, 161)
 LENGTH = (32, 48)  # H, W of the clips of many frames: 20 chunks of them on one core
 TILE = [32, 48]
 SIZES = ((128, 192), (256, 384), (480, 720), (768, 1360))
-BESIDE = (17, 64, 96)  # frames, H, W
+BESIDE = (9, 64, 96)  # frames, H, W
 
 
 def cases() -> dict[str, dict[str, Job]]:
