@@ -54,10 +54,6 @@ def _raw_composed(name: str, size: int, index: int) -> dict[Kind, Raw]:
 
     def gather(x):
         # One in n rows is x, the others are zero. Building them as a list breaks the graph compiler inside a ``bprop``.
-        if x.dtype in (ms.bfloat16, ms.float16):
-            # A sum with zeros is exact in fp32; in half precision the CPU has no all-reduce.
-            wide = x.astype(ms.float32).reshape(1, -1) * own
-            return reduce(wide).astype(x.dtype).reshape((size * x.shape[0], *x.shape[1:]))
         rows = x.reshape(1, -1) * own.astype(x.dtype)
         return reduce(rows).reshape((size * x.shape[0], *x.shape[1:]))
 
@@ -128,6 +124,9 @@ class Group:
 
     def _plain(self, purpose: str, kind: Kind, x: ms.Tensor) -> ms.Tensor:
         self.note(purpose, kind, x)
+        if kind == "all_gather" and x.dtype in (ms.bfloat16, ms.float16) and runtime.device != "Ascend":
+            # What is composed of sums with zeros is exact in fp32. Not in the function itself, which is compiled, too.
+            return self._raw[kind](x.astype(ms.float32)).astype(x.dtype)
         return self._raw[kind](x)
 
     def all_reduce(self, x: ms.Tensor, purpose: str) -> ms.Tensor:

@@ -68,7 +68,7 @@ class Zero:
         masters: whether stage 0 keeps fp32 masters of half-precision parameters; False leaves them to the optimiser.
         replicas: where ``group`` is only some of the processes: those, one of each such group, that hold the same parts
             as this one. Parts of gradients are summed over them once a step. With a group inside a machine and replicas
-            across machines, gathering stays inside (hybrid sharding, arXiv:2304.11277 section 3.2.2).
+            across machines, gathering stays inside (hybrid sharding, arXiv:2304.11277).
 
     Attributes:
         whole: the parameters that the model computes with, in its type; none in stage 3.
