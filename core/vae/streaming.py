@@ -173,7 +173,7 @@ class _Canvas:
     def _read(self, offset: int, into: np.ndarray) -> None:
         """Fills ``into``, which is contiguous, without a copy between."""
         self._file.seek(offset)
-        view = memoryview(into).cast("B")
+        view = into.data.cast("B")
         while len(view):
             count = self._file.readinto(view)
             assert count, "the file is as long as the canvas"
@@ -181,7 +181,7 @@ class _Canvas:
 
     def _write(self, offset: int, values: np.ndarray) -> None:
         self._file.seek(offset)
-        view = memoryview(values).cast("B")
+        view = values.data.cast("B")
         while len(view):
             view = view[self._file.write(view) :]
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ((700, 101), (7,), (1, 1), (40_000,))
 
 
-def _trained(kernels: str, mode: str, dtype=ms.float32) -> list[np.ndarray]:
+def _trained(kernels: ops.Kernels, mode: ops.Mode, dtype=ms.float32) -> list[np.ndarray]:
     """Values and averages after five steps with a factor that clips."""
     ops.configure(kernels=kernels, mode=mode)
     parameters = [ms.Parameter(ms.Tensor(_random(*s, seed=i), dtype), name=f"p{i}") for i, s in enumerate(SHAPES)]
