@@ -20,10 +20,11 @@ from core.compiling import Mode, compiled, recomputed, recomputed_keeping, value
 from core.compiling import runtime as _runtime
 
 __all__ = [
-    "Mode", "adaptive_norm", "attention", "attention_again", "attention_keeping", "chosen_kernels", "compiled",
+    "Mode", "adamw", "adaptive_norm", "attention", "attention_again", "attention_keeping", "chosen_kernels", "compiled",
     "compute_dtype", "configure", "conv2d", "conv3d", "dense", "embedding", "gelu_tanh", "group_norm",
     "group_norm_silu", "layer_norm", "linear", "mean_of_frame_pairs", "pad_right_bottom", "recomputed",
-    "recomputed_keeping", "repeat_nearest", "rms_norm", "rotate", "runnable_dtype", "silu", "value_and_gradients",
+    "recomputed_keeping", "repeat_nearest", "rms_norm", "rotate", "runnable_dtype", "silu", "square_sum",
+    "value_and_gradients",
 ]  # fmt: skip
 
 Kernels = Literal["auto", "operators"]
@@ -186,3 +187,16 @@ def rotate(x_BNSK, cos_SK, sin_SK):
     ``x [B, N, S, K]``, tables ``[S, K]`` with each value twice in a row, to which no gradient flows. Shape unchanged.
     """
     return _device.rotate(x_BNSK, _ops.stop_gradient(cos_SK), _ops.stop_gradient(sin_SK))
+
+
+def adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay):
+    """One update of AdamW: ``p`` holds value, gradient, m, v of one shape -> ``(value, m, v)``, the same shape, fp32.
+
+    ``factor`` scales the gradient; it and ``lr``, ``correction`` (1 - beta^t) are scalars, the others Python's numbers.
+    """
+    return _device.adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay)
+
+
+def square_sum(x):
+    """Sum of the squares of all elements, in fp32: a scalar, infinite where an element's square is."""
+    return _device.square_sum(x)

@@ -15,9 +15,11 @@ from mindspore.mint.nn import functional
 from mindspore.ops.operations._grad_ops import FlashAttentionScoreGrad
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
+from core import ops_update
 from core.ops_modulation import modulated
 
 _HALF = (ms.float16, ms.bfloat16)
+adamw, square_sum = ops_update.adamw, ops_update.square_sum
 
 
 def _as(tensor, dtype):

@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import mint, nn
 from mindspore import ops as _ops
 
-from core import ops_cpu_conv
+from core import ops_cpu_conv, ops_update
 from core.ops_modulation import modulated
 
 # Largest temporary of an attention chunk or of a convolution's unfolded input. Larger was not faster.
@@ -117,6 +117,7 @@ def gelu_tanh(x):
 
 
 silu = _ops.silu
+adamw, square_sum = ops_update.adamw, ops_update.square_sum
 
 
 def _attention_gradient(q, k, v, scale, chunk, out, grad):

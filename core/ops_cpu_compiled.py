@@ -27,8 +27,9 @@ from core.ops_cpu import (
 )
 
 __all__ = [
-    "adaptive_norm", "attention", "attention_again", "attention_keeping", "conv", "gelu_tanh", "group_norm",
-    "group_norm_silu", "layer_norm", "linear", "repeat_nearest", "rms_norm", "rotate", "silu", "use",
+    "adamw", "adaptive_norm", "attention", "attention_again", "attention_keeping", "conv", "gelu_tanh", "group_norm",
+    "group_norm_silu", "layer_norm", "linear", "repeat_nearest", "rms_norm", "rotate", "silu",
+    "square_sum", "use",
 ]  # fmt: skip
 
 # Primitives of the library given to ``use``: the graph compiler resolves module globals.
@@ -43,6 +44,8 @@ _gelu_gradient: Any = None
 _norm: Any = None
 _norm_gradient: Any = None
 _rotate: Any = None
+_adamw: Any = None
+_square_sum: Any = None
 _rotate_gradient: Any = None
 
 
@@ -50,6 +53,7 @@ def use(library: Path) -> None:
     """Makes the primitives of a built library, unless they are; called by ``ops.configure``."""
     global _library, _gelu, _gelu_gradient, _norm, _norm_gradient, _rotate, _rotate_gradient  # noqa: PLW0603  see above
     global _convolution, _image_gradient, _weight_gradient, _norm_silu, _norm_silu_gradient  # noqa: PLW0603  see above
+    global _adamw, _square_sum  # noqa: PLW0603  see above
     if library == _library:
         return
     _library = library
@@ -59,6 +63,12 @@ def use(library: Path) -> None:
 
     def first_and_affine(x, weight, *_):
         return x, weight, weight
+
+    def value_and_averages(value, gradient, m, v, *_):
+        return value, m, v
+
+    def one_number(*_):
+        return (1,)
 
     def first_five(*values):
         return values[:5]
@@ -86,6 +96,8 @@ def use(library: Path) -> None:
     _norm_silu = custom("norm_silu", first, _norm_silu_bprop)
     _image_gradient = custom("convolution_image_gradient", last)
     _weight_gradient = custom("convolution_weight_gradient", last_and_bias, shape=last_and_outputs)
+    _adamw = custom("adamw", value_and_averages)
+    _square_sum = custom("square_sum", first, shape=one_number)
     _convolution = custom("convolution", first, _convolution_bprop, shape=_convolved)
 
 
@@ -178,3 +190,19 @@ def rotate(x_BNSK, cos_SK, sin_SK):
     if x_BNSK.dtype != ms.float32:
         return ops_cpu.rotate(x_BNSK, cos_SK, sin_SK)
     return _rotate(x_BNSK, cos_SK, sin_SK)
+
+
+@_ops.constexpr
+def _hyper(*values):
+    return ms.Tensor(np.array(values, np.float32))
+
+
+def adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay):
+    if p["gradient"].dtype != ms.float32:
+        return ops_cpu.adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay)
+    fixed = _hyper(beta1, rest1, beta2, rest2, eps, weight_decay)
+    return _adamw(p["value"], p["gradient"], p["m"], p["v"], factor, lr, correction1, correction2, fixed)
+
+
+def square_sum(x):
+    return _square_sum(x).reshape(()) if x.dtype == ms.float32 else ops_cpu.square_sum(x)

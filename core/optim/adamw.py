@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import mindspore as ms
-from mindspore import mint
 
+from core import ops
 from core.optim.base import Optimizer, decayed, zeros
 
 
@@ -15,11 +15,7 @@ def update(p, factor, lr, correction1, correction2, *, beta1, beta2, rest1, rest
 
     ``factor`` scales the gradient; ``rest`` are 1 - beta, ``correction`` 1 - beta^t, both from Python's doubles.
     """
-    gradient = p["gradient"].astype(ms.float32) * factor
-    m = beta1 * p["m"] + rest1 * gradient
-    v = beta2 * p["v"] + rest2 * (gradient * gradient)
-    value = p["value"] * (1.0 - lr * weight_decay)
-    return value - lr * (m / correction1) / (mint.sqrt(v / correction2) + eps), m, v
+    return ops.adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay)
 
 
 class AdamW(Optimizer):

@@ -11,8 +11,7 @@ from core import ops
 def _square_sum(p):
     total = 0.0
     for name in p:
-        g = p[name].astype(ms.float32)
-        total = total + (g * g).sum()
+        total = total + ops.square_sum(p[name])
     return total
 
 

@@ -1,0 +1,80 @@
+"""The optimiser's kernels: the bits of the composed operators for AdamW, and a sum of squares that is exact enough."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from core import native, ops
+from core.optim.adamw import AdamW
+from tests.core.test_kernels import _direct, _random
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPES = ((700, 101), (7,), (1, 1), (40_000,))
+
+
+def _trained(kernels: str, mode: str, dtype=ms.float32) -> list[np.ndarray]:
+    """Values and averages after five steps with a factor that clips."""
+    ops.configure(kernels=kernels, mode=mode)
+    parameters = [ms.Parameter(ms.Tensor(_random(*s, seed=i), dtype), name=f"p{i}") for i, s in enumerate(SHAPES)]
+    decay = [len(s) > 1 for s in SHAPES]
+    optimizer = AdamW(parameters, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, decay=decay)
+    for step in range(5):
+        gradients = [ms.Tensor(_random(*s, seed=10 * step + i, scale=3.0)) for i, s in enumerate(SHAPES)]
+        optimizer.step(gradients, 1e-2 / (step + 1), 0.37)
+    return [p.astype(ms.float32).asnumpy() for p in parameters] + list(optimizer.state().values())
+
+
+@pytest.mark.parametrize("mode", ["pynative", "graph"])
+@pytest.mark.parametrize("dtype", [ms.float32, ms.float16])
+def test_adamw_has_the_bits_of_the_operators(mode, dtype):
+    expected = _trained("operators", mode, dtype)
+    for ours, reference in zip(_trained("auto", mode, dtype), expected, strict=True):
+        assert np.array_equal(ours, reference)
+
+
+def test_adamw_by_hand():
+    if native.library().path is None:
+        assert ops.chosen_kernels().startswith("operators")
+        return
+    # factor 0.5 makes the gradient 1; m = 0.9 * 2 + 0.1, v = 0.75 * 4 + 0.25; both corrections 0.5, decay 0.1 * 0.2
+    one = [np.array([value], np.float32) for value in (10.0, 2.0, 2.0, 4.0, 0.5, 0.1, 0.5, 0.5)]
+    fixed = np.array([0.9, 0.1, 0.75, 0.25, 0.0, 0.2], np.float32)
+    p, m, v = (np.empty(1, np.float32) for _ in range(3))
+    assert _direct("adamw", [*one, fixed], [p, m, v]) == 0
+    assert (m[0], v[0]) == pytest.approx((1.9, 3.25), rel=1e-6)
+    assert p[0] == pytest.approx(10.0 * 0.98 - 0.1 * 3.8 / np.sqrt(6.5), rel=1e-6)
+    assert _direct("adamw", one, [p, m, v]) == 1, "too few arguments"
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 32_768, 32_769, 100_003])
+@pytest.mark.parametrize("kernels", ["auto", "operators"])
+def test_square_sum(size, kernels):
+    ops.configure(kernels=kernels)
+    x = _random(size) if size else np.empty(0, np.float32)
+    found = float(ops.square_sum(ms.Tensor(x))) if size or kernels == "auto" else 0.0
+    assert found == pytest.approx(float((x.astype(np.float64) ** 2).sum()), rel=2e-6)
+
+
+def test_what_is_not_finite_reaches_the_sum():
+    ops.configure()
+    for value, expected in ((np.nan, np.nan), (np.inf, np.inf), (1e20, np.inf)):
+        x = _random(70_000)
+        x[40_000] = value
+        assert np.array_equal(float(ops.square_sum(ms.Tensor(x))), expected, equal_nan=True)
+
+
+def test_one_thread_gives_the_same_bits():
+    program = (
+        f"import os, sys; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); sys.path.insert(0, {str(ROOT)!r})\n"
+        "import mindspore as ms; from tests.core.test_kernels_optim import _random, ops\n"
+        "ops.configure(); print('SUM', float(ops.square_sum(ms.Tensor(_random(1_000_003)))).hex())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    ops.configure()
+    assert f"SUM {float(ops.square_sum(ms.Tensor(_random(1_000_003)))).hex()}" in done.stdout
