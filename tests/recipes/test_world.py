@@ -32,7 +32,7 @@ def captions(**choice) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("name", ["tiny/train.yaml", "tiny/world_timesteps.yaml"])
+@pytest.mark.parametrize("name", ["tiny/train.yaml", "tiny/world_score.yaml", "tiny/world_timesteps.yaml"])
 def test_prompts_are_the_combinations_that_training_leaves_out(name: str) -> None:
     clips = stages("tiny/train.yaml")["clips"]["clips"]
     choice = {key: clips[key] for key in ("shapes", "colors", "motions", "hold_out", "hold_out_seed")}
