@@ -12,7 +12,7 @@ from core.presets import PRESETS
 from recipes.issues import Data, Issue, Rule, get, nearest, present
 from recipes.render import scalar
 from recipes.rules_train import OPTIMIZER_RULES, TRAIN_RULES
-from recipes.rules_world import held_out, vae_frames
+from recipes.rules_world import held_out, shape_sizes, vae_frames
 
 FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -179,7 +179,7 @@ def _paired(data: Data) -> Iterator[Issue]:
 
 
 _RULES: dict[str, tuple[Rule, ...]] = {
-    "make-clips": (held_out,),
+    "make-clips": (held_out, shape_sizes),
     "encode-text": (_model_for("encode-text"), _text_sources),
     "encode-video": (_model_for("encode-video"), _encode_frames, _encode_buckets, _tiling),
     "train": (_model_for("train"), _train_size, *TRAIN_RULES, _parallel),

@@ -21,6 +21,13 @@ def held_out(data: Data) -> Iterator[Issue]:
         yield Issue("clips.part", "got held_out with hold_out 0: no combination is held out", "set clips.hold_out")
 
 
+def shape_sizes(data: Data) -> Iterator[Issue]:
+    """The smallest extent comes first."""
+    size = get(data, "clips.size")
+    if size and size[0] > size[1]:
+        yield Issue("clips.size", f"got {size[0]} to {size[1]}, need the smallest first", f"try {[size[1], size[0]]}")
+
+
 def vae_frames(data: Data) -> Iterator[Issue]:
     """The autoencoder decodes as many frames as it encodes only for 8n+1 of them."""
     frames = get(data, "video.frames")

@@ -42,6 +42,7 @@ MOTIONS: Final = {
     "up": ("moving up", (0.0, -1.0)),
     "down": ("moving down", (0.0, 1.0)),
 }
+SIZES: Final = (0.25, 0.4)
 Part = Literal["train", "held_out", "all"]
 CSV_NAME: Final = "video_caption.csv"
 _SUPERSAMPLING = 4
@@ -62,7 +63,8 @@ class Clip:
     @property
     def caption(self) -> str:
         """One sentence that says shape, colour, motion and background."""
-        return f"a {self.color} {self.shape} {MOTIONS[self.motion][0]} on a {self.background} background"
+        article = "an" if self.color[0] in "aeiou" else "a"
+        return f"{article} {self.color} {self.shape} {MOTIONS[self.motion][0]} on a {self.background} background"
 
 
 def all_captions() -> list[str]:
@@ -123,8 +125,11 @@ def draw_clip(
     hold_out: int = 0,
     hold_out_seed: int = 0,
     part: Part = "all",
+    size: tuple[float, float] = SIZES,
 ) -> Clip:
     """The attributes of clip ``index``; ``hold_out``, ``hold_out_seed`` and ``part`` as in ``combinations``.
+
+    ``size``: smallest and largest extent of the shape, in shorter sides of the picture.
 
     Combinations are visited in a shuffled order without repeats until all were used, so a small data set is varied.
     UserError for an attribute that isn't known or an empty list.
@@ -143,7 +148,7 @@ def draw_clip(
         color=color,
         motion=motion,
         background=background,
-        size=float(random.uniform(0.25, 0.4)),
+        size=float(random.uniform(*size)),
         offset=float(random.uniform(0.0, 1.0)),
     )
 

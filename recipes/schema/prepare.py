@@ -24,6 +24,7 @@ from recipes.schema.common import (
     Upscale,
 )
 
+Extent = Annotated[float, Field(gt=0, le=1)]
 Color = Literal["red", "green", "blue", "yellow", "white", "orange", "purple", "cyan"]
 
 
@@ -61,6 +62,8 @@ class Clips(Section):
         "down",
     )
     """Directions of the movement."""
+    size: Annotated[tuple[Extent, Extent], AsTuple] = (0.25, 0.4)
+    """Smallest and largest extent of the shape, in shorter sides of the picture."""
     hold_out: Annotated[int, Field(ge=0)] = 0
     """Combinations of shape, colour and motion that the part ``train`` leaves out."""
     hold_out_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

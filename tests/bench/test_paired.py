@@ -117,7 +117,7 @@ def test_a_missing_reference_is_one_line(monkeypatch, capsys, tmp_path):
 def test_other_kinds_and_empty_folders_are_refused(tmp_path):
     options = {"set": [], "sessions": 1, "out": tmp_path / "out"}
     with pytest.raises(UserError, match="kind is train, need paired"):
-        paired.paired_command(Namespace(recipes=[CPU.parent / "tiny" / "train.yaml"], **options))
+        paired.paired_command(Namespace(recipes=[CPU.parent / "tiny" / "sft.yaml"], **options))
     with pytest.raises(UserError, match="no recipe in"):
         paired.paired_command(Namespace(recipes=[tmp_path], **options))
 

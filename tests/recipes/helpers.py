@@ -81,6 +81,7 @@ VALUES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "clips.fps": rates,
         "clips.shapes": st.permutations(["circle", "square"]),
         "clips.colors": st.permutations(["red", "orange", "cyan"]),
+        "clips.size": st.lists(st.floats(0.1, 1.0), min_size=2, max_size=2).map(sorted),
         "clips.hold_out": st.integers(1, 11),
         "clips.hold_out_seed": st.integers(0, 9),
         "clips.part": st.sampled_from(["train", "all"]),

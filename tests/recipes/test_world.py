@@ -11,8 +11,10 @@ import pytest
 
 import recipes
 from core.data.shapes import BACKGROUNDS, DEFAULT_COLORS, Clip, combinations
-from recipes.load import load_recipe
+from recipes.load import from_dict, load_recipe
 from recipes.pipeline import expand_stages
+from recipes.problems import RecipeErrors
+from tests.recipes.helpers import minimal
 
 FOLDER = Path(recipes.__file__).parent
 WORLD = FOLDER / "tiny" / "world"
@@ -30,15 +32,43 @@ def captions(**choice) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("name", ["tiny/world.yaml", "tiny/world_timesteps.yaml"])
+@pytest.mark.parametrize("name", ["tiny/train.yaml", "tiny/world_score.yaml", "tiny/world_timesteps.yaml"])
 def test_prompts_are_the_combinations_that_training_leaves_out(name: str) -> None:
-    clips = stages("tiny/world.yaml")["clips"]["clips"]
+    clips = stages("tiny/train.yaml")["clips"]["clips"]
     choice = {key: clips[key] for key in ("shapes", "colors", "motions", "hold_out", "hold_out_seed")}
     held_out = captions(**choice, part="held_out")
     asked = [set(stage["prompts"]) for stage in stages(name).values() if stage["kind"] == "generate"]
     assert asked
     assert all(prompts == held_out for prompts in asked)
     assert not held_out & captions(**choice, part=clips["part"])
+
+
+def test_all_recipes_of_the_world_draw_shapes_of_one_size() -> None:
+    names = ("tiny/world_vae.yaml", "tiny/world_reconstruction.yaml", "tiny/train.yaml", "quickstart.yaml")
+    clips = [stage["clips"] for name in names for stage in stages(name).values() if stage["kind"] == "make-clips"]
+    assert len(clips) == 5
+    assert len({tuple(drawn["size"]) for drawn in clips}) == 1
+
+
+def test_sizes_begin_with_the_smallest() -> None:
+    clips = {"count": 1, "height": 32, "width": 32, "frames": 9, "size": [0.5, 0.4]}
+    with pytest.raises(RecipeErrors, match=r"clips.size: got 0.5 to 0.4, need the smallest first; try \[0.4, 0.5\]"):
+        from_dict(minimal("make-clips", clips=clips))
+
+
+def test_scores_against_training_steps_are_of_checkpoints_that_the_run_keeps() -> None:
+    found = stages("tiny/train.yaml")
+    section = found["train"]["train"]
+    assert section.get("keep_checkpoints") is None
+    for name, stage in found.items():
+        if stage["kind"] != "judge":
+            continue
+        steps, source = stage["training_steps"], found[stage["videos"].removeprefix("@")]
+        if source["model"].get("transformer"):
+            assert source["model"]["transformer"] == f"@train/checkpoint-{steps:06d}/ema", name
+            assert steps % section["save_every"] == 0
+        else:
+            assert steps == section["steps"]
 
 
 def test_the_quickstart_shows_a_colour_that_only_the_vae_has_seen() -> None:

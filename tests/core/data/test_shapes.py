@@ -67,6 +67,20 @@ def test_clips_depend_on_seed_and_number_only_and_do_not_repeat():
     assert {c.caption for c in only} == {f"a blue square moving up on a {b} background" for b in ("black", "grey")}
 
 
+def test_extents_are_within_the_bounds_and_change_nothing_else():
+    small, large = ([shapes.draw_clip(3, i, size=size) for i in range(50)] for size in ((0.25, 0.4), (0.4, 0.5)))
+    assert all(0.25 <= c.size <= 0.4 for c in small)
+    assert all(0.4 <= c.size <= 0.5 for c in large)
+    assert small == [shapes.draw_clip(3, i) for i in range(50)]
+    assert [(c.caption, c.offset) for c in small] == [(c.caption, c.offset) for c in large]
+
+
+def test_captions_have_the_article_of_their_colour():
+    assert {(c, clip(color=c).caption.split()[0]) for c in shapes.COLORS} == {
+        (c, "an" if c == "orange" else "a") for c in shapes.COLORS
+    }
+
+
 def test_every_caption_is_listed_once():
     captions = shapes.all_captions()
     assert len(set(captions)) == len(captions) == 3 * 8 * 4 * 2
