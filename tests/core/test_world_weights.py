@@ -10,7 +10,9 @@ import pytest
 
 import recipes
 from core import weights
+from core.data.shapes import all_captions
 from core.presets import PRESETS
+from core.text.tokenizer import Tokenizer, train_tiny_tokenizer
 
 MODEL = Path(recipes.__file__).parent / "tiny" / "world" / "model"
 LOADERS = {
@@ -32,3 +34,13 @@ def test_the_sizes_are_those_of_the_preset() -> None:
     vae = weights.load_vae(MODEL / "vae", "fp32").config
     assert vae.block_out_channels == preset.vae.block_out_channels
     assert vae.scaling_factor != preset.vae.scaling_factor, "measured by train-vae"
+
+
+def test_the_tokenizer_is_that_of_todays_captions(tmp_path: Path) -> None:
+    """The transformer knows the tokens of its training: other captions make another vocabulary, with other numbers."""
+    train_tiny_tokenizer(all_captions(), tmp_path, vocab_size=PRESETS["tiny-world"].text.vocab_size)
+    trained, committed = (
+        Tokenizer(folder).encode(all_captions(), max_length=16) for folder in (tmp_path, MODEL / "tokenizer")
+    )
+    np.testing.assert_array_equal(committed.input_ids, trained.input_ids)
+    assert not committed.warnings, "16 tokens hold every caption"
