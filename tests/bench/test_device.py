@@ -31,6 +31,7 @@ def mindspore(monkeypatch):
     runtime = SimpleNamespace(
         set_memory=note("set_memory"),
         synchronize=note("synchronize"),
+        launch_blocking=note("launch_blocking"),
         max_memory_allocated=lambda: 5,
         max_memory_reserved=lambda: 7,
     )
@@ -71,6 +72,13 @@ def test_every_runtime_setting_reaches_mindspore(mindspore):
     assert facts["mindspore"] == "2.x"
     assert facts["device"] == "Ascend"
     assert facts["kernels"] == "which kernels"
+    assert facts["launch"] == "asynchronous"
+
+
+def test_work_of_the_cpu_is_done_when_its_call_returns(mindspore):
+    facts = start_mindspore(_runtime(device="cpu"), seed=7)
+    assert mindspore.calls[:3] == [("device", "CPU"), ("deterministic", True), ("launch_blocking",)]
+    assert facts["launch"] == "blocking"
 
 
 def test_a_device_that_is_not_there_is_the_users_error(mindspore):
