@@ -35,7 +35,8 @@ def world(tmp_path_factory):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_killed_at_six_points_one_after_the_other(world, tmp_path, name):
-    recipe = train_world.recipe(world, **VARIANTS[name], runtime={"mode": "graph"})
+    recipe = train_world.recipe(world, **VARIANTS[name])
+    recipe["runtime"]["mode"] = "graph"
     compare_with_killed(world, tmp_path, recipe, KILLS)
 
 
