@@ -37,7 +37,7 @@ def start_mindspore(runtime: Any, seed: int) -> dict[str, Any]:
         _join_ranks(ms, device)
     if device == "CPU":
         # MindSpore 2.10's queue of CPU work is not safe: 18 of 3600 steps of a training run began with wrong values, and
-        # the same steps done again had others (docs/log.md). Work that is done when its call returns has been the same.
+        # done again they did not (docs/log.md). It is also slower: its threads spin.
         ms.runtime.launch_blocking()
     ms.set_seed(seed)
     # On CPU the first synchronize() logs an error about the device; as if it had been logged already, it does not.
