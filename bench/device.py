@@ -36,8 +36,8 @@ def start_mindspore(runtime: Any, seed: int) -> dict[str, Any]:
     if ranks.current().of > 1:
         _join_ranks(ms, device)
     if device == "CPU":
-        # MindSpore 2.10's queue of CPU work is not safe: 18 of 3600 steps of a training run began with wrong values, and
-        # done again they did not (docs/log.md). It is also slower: its threads spin.
+        # MindSpore 2.10's queue of CPU work is not safe: 18 of 3600 steps of a training began with wrong values and,
+        # done again, did not (docs/log.md). It is also slower: its threads spin.
         ms.runtime.launch_blocking()
     ms.set_seed(seed)
     # On CPU the first synchronize() logs an error about the device; as if it had been logged already, it does not.
