@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.codes import MISMATCH, PASS
 from bench.events import FILE_NAME, last, read_events
+from bench.measured_table import finish
 from bench.plan.measured import BOUND
 from bench.plan.memory import peak, training_phases
 from bench.plan.workload import Sizes, sizes_of, training_of
@@ -172,17 +172,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.stored:
         write_text(STORED, json.dumps(stored, indent=1) + "\n")
     text = table(stored)
-    print(text)
-    if options.doc:
-        from bench.operators import write_between_markers  # noqa: PLC0415
-
-        write_between_markers(options.doc, text, "limit-planned")
     if options.picture:
         picture(stored, options.picture)
-    problems = failures(stored)
-    for line in problems:
-        print(f"error: {line}", file=sys.stderr)
-    return MISMATCH if problems else PASS
+    return finish(text, options.doc, "limit-planned", failures(stored))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.codes import MISMATCH, PASS
+from bench.measured_table import finish
 from bench.paired_session import environment_of
 from bench.recipe_access import open_recipe
 from core.files import write_text
@@ -111,15 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.recipe == RECIPE and not options.set:
             write_text(STORED, json.dumps(stored, indent=1) + "\n")
     text = table(stored)
-    print(text)
-    if options.doc:
-        from bench.operators import write_between_markers  # noqa: PLC0415
-
-        write_between_markers(options.doc, text, "train-memory")
-    problems = failures(stored)
-    for line in problems:
-        print(f"error: {line}", file=sys.stderr)
-    return MISMATCH if problems else PASS
+    return finish(text, options.doc, "train-memory", failures(stored))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.child_env import full_environment
-from bench.codes import MISMATCH, PASS
+from bench.measured_table import finish
 from bench.plan.encoders import vae_phase
 from bench.plan.measured import BOUND as PLAN_BOUND
 from core.files import write_text
@@ -204,17 +204,9 @@ def main(arguments: list[str] | None = None) -> int:
         kept = measure(options.groups, old, timed=options.timed)
     stored = {group: kept[group] for group in cases() if group in kept}
     text = table(stored)
-    print(text)
     if options.json:
         write_text(options.json, json.dumps(stored, indent=1) + "\n")
-    if options.doc:
-        from bench.operators import write_between_markers  # noqa: PLC0415
-
-        write_between_markers(options.doc, text, "vae-memory")
-    problems = failures(stored)
-    for line in problems:
-        print(f"error: {line}", file=sys.stderr)
-    return MISMATCH if problems else PASS
+    return finish(text, options.doc, "vae-memory", failures(stored))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.child_env import full_environment
-from bench.codes import MISMATCH, PASS
+from bench.measured_table import finish
 from bench.plan.memory import peak, state_classes, training_phases
 from bench.plan.workload import Sizes, elements, training_of
 from bench.recipe_access import open_recipe
@@ -174,15 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     stored = kept if kept is not None and options.stored else measure_all(CASES, kept)
     rows = compare(stored)
     text = table(stored, rows)
-    print(text)
-    if options.doc:
-        from bench.operators import write_between_markers  # noqa: PLC0415
-
-        write_between_markers(options.doc, text, "plan-measured")
-    problems = failures(rows)
-    for line in problems:
-        print(f"error: {line}", file=sys.stderr)
-    return MISMATCH if problems else PASS
+    return finish(text, options.doc, "plan-measured", failures(rows))
 
 
 if __name__ == "__main__":

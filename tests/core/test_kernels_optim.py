@@ -52,12 +52,12 @@ def test_adamw_by_hand():
     assert _direct("adamw", one, [p, m, v]) == 1, "too few arguments"
 
 
-@pytest.mark.parametrize("size", [0, 1, 15, 16, 32_768, 32_769, 100_003])
+@pytest.mark.parametrize("size", [1, 15, 16, 32_768, 32_769, 100_003])
 @pytest.mark.parametrize("kernels", ["auto", "operators"])
 def test_square_sum(size, kernels):
     ops.configure(kernels=kernels)
-    x = _random(size) if size else np.empty(0, np.float32)
-    found = float(ops.square_sum(ms.Tensor(x))) if size or kernels == "auto" else 0.0
+    x = _random(size)
+    found = float(ops.square_sum(ms.Tensor(x)))
     assert found == pytest.approx(float((x.astype(np.float64) ** 2).sum()), rel=2e-6)
 
 
