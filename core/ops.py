@@ -74,7 +74,7 @@ def _done_when_asked() -> None:
 
 
 def chosen_launch() -> str:
-    """How work reaches the device, in words for the record: ``asynchronous``, ``blocking``, ``blocking, no pipeline``."""
+    """How work reaches the device, for the record: ``asynchronous``, ``blocking`` or ``blocking, no pipeline``."""
     return _runtime.launch
 
 
