@@ -46,6 +46,10 @@ def gate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--junit", type=Path, metavar="FILE", help="also write the checks as JUnit XML")
     parser.add_argument("--every", action="store_true", help="show every check, also those that are equal")
     parser.add_argument(
+        "--new-cohort-ok", action="store_true",
+        help="exit 0, not 3, where this kind of machine and software has no baseline (CI on whatever machine it gets)",
+    )  # fmt: skip
+    parser.add_argument(
         "--gate", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="FAMILY",
         help=f"what is judged: {', '.join(FAMILIES)} (default: all); the rest is shown",
     )  # fmt: skip

@@ -67,6 +67,22 @@ def test_from_no_baseline_to_a_pass_and_a_regression(tmp_path, recipe, capsys):
     assert cli.main(["gate", recipe, "--from", str(slow), "--gate", "bits", "counts", "status", "bytes"]) == 0
 
 
+def test_a_new_cohort_can_be_let_through_and_nothing_else(tmp_path, recipe, capsys):
+    fresh = _written(tmp_path / "fresh", 2, 3)
+    code, data = _json(capsys, "gate", recipe, "--from", fresh, "--new-cohort-ok")
+    assert (code, data["exit_code"], data["verdict"]) == (0, 0, "CALIBRATION_NEEDED")
+    null = _written(tmp_path / "null", 1)
+    assert cli.main(["gate", recipe, "--from", str(null), "--accept", "--why", "first"]) == 0
+    other = _written(tmp_path / "other", 2, 3, lambda f: f["environment"]["packages"].update(numpy="2.0"))
+    assert cli.main(["gate", recipe, "--from", str(other)]) == 3
+    assert cli.main(["gate", recipe, "--from", str(other), "--new-cohort-ok"]) == 0
+    assert "nothing was judged" in capsys.readouterr().out
+    slow = _written(tmp_path / "slow", 3, 3, slower=1.2)
+    assert cli.main(["gate", recipe, "--from", str(slow), "--new-cohort-ok"]) == 1
+    broken = _written(tmp_path / "broken", 1, 3, lambda f: f.update(status="oom", reason="killed"))
+    assert cli.main(["gate", recipe, "--from", str(broken), "--new-cohort-ok"]) == 4
+
+
 def test_a_baseline_moves_only_with_a_reason_and_enough_good_runs(tmp_path, recipe, capsys):
     null = _written(tmp_path / "null", 1)
     assert cli.main(["gate", recipe, "--from", str(null), "--accept"]) == 2
