@@ -175,15 +175,15 @@ def _chunk(batch, heads, others):
 
 
 def attention(q_BNLK, k_BNLK, v_BNLK, scale, bias):
-    if bias is not None:
-        scores = mint.matmul(q_BNLK * scale, k_BNLK.transpose(0, 1, 3, 2)) + bias
-        weights: Any = mint.softmax(scores, -1)
-        return mint.matmul(weights.astype(v_BNLK.dtype), v_BNLK)
     batch, heads, length, size = q_BNLK.shape
     others = k_BNLK.shape[2]
     q = q_BNLK.reshape(batch * heads, length, size)
     k = k_BNLK.reshape(batch * heads, others, size)
     v = v_BNLK.reshape(batch * heads, others, size)
+    if bias is not None:
+        scores = _batch_nt(q * scale, k).reshape(batch, heads, length, others) + bias
+        weights: Any = mint.softmax(scores, -1).astype(v.dtype).reshape(batch * heads, length, others)
+        return _batch(weights, v).reshape(batch, heads, length, size)
     chunk = _chunk(batch, heads, others)
     out: Any = (
         _batch(mint.softmax(_batch_nt(q * scale, k), -1), v) if chunk >= length else _attention(q, k, v, scale, chunk)
