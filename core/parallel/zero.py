@@ -106,6 +106,16 @@ class Zero:
         array = cut.part(parameter.astype(ms.float32).asnumpy(), self.group.index)
         return ms.Parameter(ms.Tensor(array), name=str(parameter.name))
 
+    @property
+    def copy(self) -> int:
+        """Which of the copies of its parts this process holds: 0 where there is one."""
+        return 0 if self._replicas is None else self._replicas.index
+
+    def agree(self, ok: bool) -> bool:
+        """Whether all processes say so, copies too; each of them waits for the others here."""
+        ok = self.group.agree(ok)
+        return ok if self._replicas is None else self._replicas.agree(ok)
+
     # What the model asks while it hands parameters out (stages 2 and 3).
 
     def keeps(self, name: str) -> bool:
