@@ -33,12 +33,13 @@ def start_mindspore(runtime: Any, seed: int) -> dict[str, Any]:
         ms.set_deterministic(True)
     if runtime.max_device_memory and device == "Ascend":
         ms.runtime.set_memory(max_size=runtime.max_device_memory)
-    if ranks.current().of > 1:
-        _join_ranks(ms, device)
+    here = ranks.current()
     if device == "CPU":
-        # MindSpore 2.10's queue of CPU work is not safe: 18 of 3600 steps of a training began with wrong values and,
-        # done again, did not (docs/log.md). It is also slower: its threads spin.
-        ms.runtime.launch_blocking()
+        # All ranks of a machine share the cores that this process may use; MindSpore would start a thread on every core
+        # that there is, and the threads spin.
+        ms.device_context.cpu.op_tuning.threads_num(max(1, len(os.sched_getaffinity(0)) // here.of))
+    if here.of > 1:
+        _join_ranks(here)
     ms.set_seed(seed)
     # On CPU the first synchronize() logs an error about the device; as if it had been logged already, it does not.
     getattr(getattr(ms.runtime, "stream", None), "function_stream_status", {})["synchronize"] = True
@@ -48,21 +49,16 @@ def start_mindspore(runtime: Any, seed: int) -> dict[str, Any]:
         "mode": runtime.mode,
         "jit_level": runtime.jit_level,
         "deterministic": runtime.deterministic,
-        "launch": "blocking" if device == "CPU" else "asynchronous",
+        "launch": ops.chosen_launch(),
         "mindspore": ms.__version__,
         "kernels": ops.chosen_kernels(),
     }
 
 
-def _join_ranks(ms: Any, device: str) -> None:
+def _join_ranks(here: ranks.Rank) -> None:
     """After the device is chosen and before anything is built, as ``init`` demands."""
     from mindspore.communication import get_group_size, get_rank, init  # noqa: PLC0415
 
-    here = ranks.current()
-    if device == "CPU":
-        # All ranks of a machine share its cores; each would start a thread on every one of them and spin there.
-        cores = len(os.sched_getaffinity(0))
-        ms.device_context.cpu.op_tuning.threads_num(max(1, cores // here.of))
     init()
     assert (get_rank(), get_group_size()) == (here.index, here.of)
     from bench.gathered import gather_facts  # noqa: PLC0415 - imports mindspore

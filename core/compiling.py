@@ -24,6 +24,7 @@ class Runtime:
     mode: Mode = "pynative"
     jit_level: str = "O0"
     kernels: str = "operators: not configured"
+    launch: str = "asynchronous"
 
 
 runtime = Runtime()

@@ -10,6 +10,7 @@ Functions here are pure and may be called inside a compiled function.
 
 from __future__ import annotations
 
+import importlib
 from typing import Literal
 
 import mindspore as ms
@@ -20,7 +21,8 @@ from core.compiling import Mode, compiled, recomputed, recomputed_keeping, value
 from core.compiling import runtime as _runtime
 
 __all__ = [
-    "Mode", "adamw", "adaptive_norm", "attention", "attention_again", "attention_keeping", "chosen_kernels", "compiled",
+    "Mode", "adamw", "adaptive_norm", "attention", "attention_again", "attention_keeping", "chosen_kernels",
+    "chosen_launch", "compiled",
     "compute_dtype", "configure", "conv2d", "conv3d", "dense", "embedding", "gelu_tanh", "group_norm",
     "group_norm_silu", "layer_norm", "linear", "mean_of_frame_pairs", "norms_are_kernels", "pad_right_bottom",
     "recomputed", "recomputed_keeping", "repeat_nearest", "rms_norm", "rotate", "runnable_dtype", "silu", "square_sum",
@@ -41,17 +43,39 @@ def configure(
     ``kernels`` is for the CPU: ``auto`` compiles ``kernels.cpp`` at first use where a C++ compiler is found,
     ``operators`` composes everything from MindSpore's operators (other rounding: ``chosen_kernels`` is for the record).
     Functions compiled before keep the device and the kernels they were compiled for.
+    On the CPU work is done by the thread that asks for it from then on, for the whole process (``_done_when_asked``).
     """
     global _device  # noqa: PLW0603  (the graph compiler resolves module globals, not attributes of our objects)
     _runtime.device, _runtime.mode, _runtime.jit_level = device, mode, jit_level
     if device == "Ascend":
-        _device, _runtime.kernels = ops_ascend, "ascend"
+        _device, _runtime.kernels, _runtime.launch = ops_ascend, "ascend", "asynchronous"
         return
+    _done_when_asked()
     library = native.library() if kernels == "auto" else native.Library(path=None, about="operators: as configured")
     _runtime.kernels = library.about
     _device = ops_cpu if library.path is None else ops_cpu_compiled
     if library.path is not None:
         ops_cpu_compiled.use(library.path)
+
+
+def _done_when_asked() -> None:
+    """No queues between the caller and the CPU's operators.
+
+    MindSpore 2.10's queues are not safe on the CPU: 18 of 3600 steps of a training began with wrong values and, done
+    again, did not (docs/log.md). They are slow as well: the caller spins while another thread of the same core works.
+    ``launch_blocking`` empties a queue after each call; without pipeline there is none.
+    """
+    ms.runtime.launch_blocking()
+    _runtime.launch = "blocking"
+    without_pipeline = getattr(importlib.import_module("mindspore._c_expression"), "disable_multi_thread", None)
+    if without_pipeline is not None:
+        without_pipeline()
+        _runtime.launch = "blocking, no pipeline"
+
+
+def chosen_launch() -> str:
+    """How work reaches the device, for the record: ``asynchronous``, ``blocking`` or ``blocking, no pipeline``."""
+    return _runtime.launch
 
 
 def chosen_kernels() -> str:

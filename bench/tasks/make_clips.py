@@ -20,7 +20,7 @@ def run(recipe: Any, ctx: RunContext) -> None:
     rows = []
     with ctx.stage("make_clips", items=wanted.count, frames=wanted.count * wanted.frames):
         for index in ctx.progress(range(wanted.count), "clips", total=wanted.count):
-            clip = shapes.draw_clip(recipe.seed, index, size=wanted.size, **choice)
+            clip = shapes.draw_clip(recipe.seed, index, size=wanted.size, caption_drop=wanted.caption_drop, **choice)
             frames = shapes.render_clip(clip, frames=wanted.frames, height=wanted.height, width=wanted.width)
             name = shapes.video_name(index)
             codec = save_video(ctx.out / name, frames, fps=wanted.fps)

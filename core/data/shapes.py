@@ -43,6 +43,7 @@ MOTIONS: Final = {
     "down": ("moving down", (0.0, 1.0)),
 }
 SIZES: Final = (0.25, 0.4)
+CAN_BE_UNSAID: Final = ("color", "motion", "background")
 Part = Literal["train", "held_out", "all"]
 CSV_NAME: Final = "video_caption.csv"
 _SUPERSAMPLING = 4
@@ -59,12 +60,19 @@ class Clip:
     background: str
     size: float
     offset: float
+    unsaid: frozenset[str] = frozenset()
 
     @property
     def caption(self) -> str:
-        """One sentence that says shape, colour, motion and background."""
-        article = "an" if self.color[0] in "aeiou" else "a"
-        return f"{article} {self.color} {self.shape} {MOTIONS[self.motion][0]} on a {self.background} background"
+        """One sentence that says the shape and, of colour, motion and background, what is not ``unsaid``."""
+        says = {name: name not in self.unsaid for name in CAN_BE_UNSAID}
+        noun = f"{self.color} {self.shape}" if says["color"] else self.shape
+        words = ["an" if noun[0] in "aeiou" else "a", noun]
+        if says["motion"]:
+            words.append(MOTIONS[self.motion][0])
+        if says["background"]:
+            words.append(f"on a {self.background} background")
+        return " ".join(words)
 
 
 def all_captions() -> list[str]:
@@ -126,10 +134,12 @@ def draw_clip(
     hold_out_seed: int = 0,
     part: Part = "all",
     size: tuple[float, float] = SIZES,
+    caption_drop: float = 0.0,
 ) -> Clip:
     """The attributes of clip ``index``; ``hold_out``, ``hold_out_seed`` and ``part`` as in ``combinations``.
 
     ``size``: smallest and largest extent of the shape, in shorter sides of the picture.
+    ``caption_drop``: chance of each of ``CAN_BE_UNSAID`` to be left out of the caption.
 
     Combinations are visited in a shuffled order without repeats until all were used, so a small data set is varied.
     UserError for an attribute that isn't known or an empty list.
@@ -143,6 +153,7 @@ def draw_clip(
     combination = int(np.random.default_rng([seed, cycle, 1]).permutation(len(every))[place])
     (shape, color, motion), background = every[combination]
     random = np.random.default_rng([seed, index, 2])
+    dropped = np.random.default_rng([seed, index, 3]).random(len(CAN_BE_UNSAID)) < caption_drop
     return Clip(
         shape=shape,
         color=color,
@@ -150,6 +161,7 @@ def draw_clip(
         background=background,
         size=float(random.uniform(*size)),
         offset=float(random.uniform(0.0, 1.0)),
+        unsaid=frozenset(name for name, drop in zip(CAN_BE_UNSAID, dropped, strict=True) if drop),
     )
 
 

@@ -64,6 +64,8 @@ class Clips(Section):
     """Directions of the movement."""
     size: Annotated[tuple[Extent, Extent], AsTuple] = (0.25, 0.4)
     """Smallest and largest extent of the shape, in shorter sides of the picture."""
+    caption_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Chance that a caption leaves the colour out, likewise the motion and the background; it always says the shape."""
     hold_out: Annotated[int, Field(ge=0)] = 0
     """Combinations of shape, colour and motion that the part ``train`` leaves out."""
     hold_out_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

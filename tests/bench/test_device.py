@@ -31,16 +31,18 @@ def mindspore(monkeypatch):
     runtime = SimpleNamespace(
         set_memory=note("set_memory"),
         synchronize=note("synchronize"),
-        launch_blocking=note("launch_blocking"),
         max_memory_allocated=lambda: 5,
         max_memory_reserved=lambda: 7,
     )
     names = {"set_device": note("device"), "set_deterministic": note("deterministic"), "set_seed": note("seed")}
+    cpu = SimpleNamespace(op_tuning=SimpleNamespace(threads_num=note("threads")))
+    names |= {"device_context": SimpleNamespace(cpu=cpu)}
     names |= {"runtime": runtime, "__version__": "2.x", "calls": calls, "get_context": lambda key: "Ascend"}
     for name, value in names.items():
         setattr(fake, name, value)
     ops = ModuleType("core.ops")
-    for name, value in {"configure": note("configure"), "chosen_kernels": lambda: "which kernels"}.items():
+    said = {"chosen_kernels": lambda: "which kernels", "chosen_launch": lambda: "how"}
+    for name, value in {"configure": note("configure"), **said}.items():
         setattr(ops, name, value)
     monkeypatch.setitem(sys.modules, "mindspore", fake)
     monkeypatch.setitem(sys.modules, "core.ops", ops)
@@ -72,13 +74,16 @@ def test_every_runtime_setting_reaches_mindspore(mindspore):
     assert facts["mindspore"] == "2.x"
     assert facts["device"] == "Ascend"
     assert facts["kernels"] == "which kernels"
-    assert facts["launch"] == "asynchronous"
+    assert facts["launch"] == "how"
 
 
-def test_work_of_the_cpu_is_done_when_its_call_returns(mindspore):
-    facts = start_mindspore(_runtime(device="cpu"), seed=7)
-    assert mindspore.calls[:3] == [("device", "CPU"), ("deterministic", True), ("launch_blocking",)]
-    assert facts["launch"] == "blocking"
+@pytest.mark.parametrize(("cores", "ranks", "threads"), [(2, 1, 2), (1, 1, 1), (8, 2, 4), (2, 4, 1)])
+def test_no_more_threads_than_cores(mindspore, monkeypatch, cores, ranks, threads):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr("bench.rank.current", lambda: SimpleNamespace(of=ranks, index=0, identity=None))
+    monkeypatch.setattr("bench.device._join_ranks", lambda here: None)
+    start_mindspore(_runtime(device="cpu"), seed=7)
+    assert mindspore.calls[:3] == [("device", "CPU"), ("deterministic", True), ("threads", threads)]
 
 
 def test_a_device_that_is_not_there_is_the_users_error(mindspore):

@@ -29,6 +29,14 @@ def _value(tensor):
     return tensor.asnumpy()
 
 
+def test_on_the_cpu_no_queue_is_between_caller_and_operator(monkeypatch):
+    ops.configure()
+    assert ops.chosen_launch() == "blocking, no pipeline"
+    monkeypatch.delattr("mindspore._c_expression.disable_multi_thread")
+    ops.configure()
+    assert ops.chosen_launch() == "blocking"
+
+
 def test_norms_by_hand():
     x = ms.Tensor([[1.0, 3.0], [-2.0, 2.0]], ms.float32)
     w, b = ms.Tensor([2.0, 1.0], ms.float32), ms.Tensor([0.5, 0.0], ms.float32)

@@ -27,9 +27,9 @@ def main(module: str, folder: Path, *wanted: str) -> None:
 
     os.chdir(folder)
     ms.set_device("CPU")
-    # Few threads: the ranks share two cores.
+    # One thread for each purpose: the ranks share two cores.
+    ms.device_context.cpu.op_tuning.threads_num(1)
     ms.runtime.dispatch_threads_num(1)
-    ms.runtime.launch_blocking()
     communication.init()
     from core import ops
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,28 @@ def test_captions_have_the_article_of_their_colour():
     assert {(c, clip(color=c).caption.split()[0]) for c in shapes.COLORS} == {
         (c, "an" if c == "orange" else "a") for c in shapes.COLORS
     }
+
+
+def test_captions_can_leave_out_all_but_the_shape():
+    whole = clip(shape="square", color="orange", motion="up", background="grey")
+    said = {
+        (): "an orange square moving up on a grey background",
+        ("color",): "a square moving up on a grey background",
+        ("motion",): "an orange square on a grey background",
+        ("background",): "an orange square moving up",
+        ("color", "motion", "background"): "a square",
+    }
+    assert {names: replace(whole, unsaid=frozenset(names)).caption for names in said} == said
+
+
+def test_each_part_of_a_caption_is_left_out_as_often_as_asked_and_the_clips_stay_the_same():
+    whole, dropped = ([shapes.draw_clip(3, i, caption_drop=drop) for i in range(600)] for drop in (0.0, 0.3))
+    assert all(not c.unsaid for c in whole)
+    assert [replace(c, unsaid=frozenset()) for c in dropped] == whole
+    for name in shapes.CAN_BE_UNSAID:
+        assert 0.24 < np.mean([name in c.unsaid for c in dropped]) < 0.36
+    alone = np.mean([c.unsaid == {"color"} for c in dropped])
+    assert 0.1 < alone < 0.2  # 0.3 * 0.7 * 0.7: by themselves
 
 
 def test_every_caption_is_listed_once():
