@@ -168,13 +168,15 @@ def case_few_steps() -> dict[str, Any]:
             processes = joined(sequence)
             size = batch_size(processes.mesh.data)
             training = Training(processes, stage, optimizer, "sft", recompute, subset=subset, batch_size=size)
-            key = f"{layout}/{optimizer}"
-            found[f"{key}/curve"] = np.array(training.run(0, FEW_STEPS))
-            found[f"{key}/values"] = training.values()
-            found[f"{key}/agree"] = _agree(training)
-            held = training.zero.held_bytes()
-            found[f"{key}/held"] = [held["whole"], held["parts"]]
+            found |= _outcome(f"{layout}/{optimizer}", training)
     return found
+
+
+def _outcome(key: str, training: Training) -> dict[str, Any]:
+    """Two steps: curve, final values, whether ranks agree, bytes of whole parameters and of parts."""
+    curve, held = np.array(training.run(0, FEW_STEPS)), training.zero.held_bytes()
+    found = {"curve": curve, "values": training.values(), "agree": _agree(training)}
+    return {f"{key}/{name}": value for name, value in (found | {"held": [held["whole"], held["parts"]]}).items()}
 
 
 def case_eight() -> dict[str, Any]:
@@ -182,11 +184,7 @@ def case_eight() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for layout, (sequence, stage, optimizer) in EIGHT.items():
         training = Training(joined(sequence), stage, optimizer, "sft", samples=four_samples)
-        found[f"{layout}/curve"] = np.array(training.run(0, FEW_STEPS))
-        found[f"{layout}/values"] = training.values()
-        found[f"{layout}/agree"] = _agree(training)
-        held = training.zero.held_bytes()
-        found[f"{layout}/held"] = [held["whole"], held["parts"]]
+        found |= _outcome(layout, training)
     return found
 
 
