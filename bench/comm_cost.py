@@ -104,16 +104,13 @@ def zero_bytes(
     computed_size: int = 2,
     gradient_size: int = 4,
     micro_batches: int = 1,
-    replicas: int = 1,
 ) -> ZeroBytes:
     """Bytes of ``core.parallel.zero`` over ``ranks`` for parameters of these names and shapes.
-
-    ``replicas``: ranks that hold the same parts and sum the parts' gradients, in fp32, once a step.
 
     Stage 0 all-reduces the gradients once a step. Stage 1 reduce-scatters them once, stages 2 and 3 once a
     micro-batch. Stages 1 and 2 gather the updated parameters in the type they are stored in; stage 3 gathers them in
     the type that is computed in, in each micro-batch's forward pass and again for every block that is computed again.
-    Norms and CAME's statistics (one number a row or column) are not counted.
+    Sums over copies (``copies_bytes``), norms and CAME's statistics (one number a row or column) are not counted.
     """
     padded = {name: ranks * part_size(tuple(shape), ranks) for name, shape in shapes.items()}
     count, once = sum(padded.values()), ranks - 1
@@ -121,7 +118,6 @@ def zero_bytes(
         whole = sum(math.prod(shape) for shape in shapes.values())
         return ZeroBytes(gradients=sent_bytes("all_reduce", gradient_size * whole, ranks), parameters=0)
     scattered = once * gradient_size * count // ranks * (micro_batches if stage > 1 else 1)
-    scattered += sent_bytes("all_reduce", 4 * count // ranks, replicas)
     if stage < 3:
         return ZeroBytes(gradients=scattered, parameters=once * stored_size * count // ranks)
     again = 0
@@ -129,6 +125,11 @@ def zero_bytes(
         again = sum(n for name, n in padded.items() if (i := _block(name)) is not None and i % every == 0)
     gathered = once * computed_size * (count + again) // ranks
     return ZeroBytes(gradients=scattered, parameters=gathered * micro_batches)
+
+
+def copies_bytes(part_elements: int, copies: int) -> int:
+    """Sent by one rank to sum the fp32 gradients of its parts over the ranks that hold the same ones, once a step."""
+    return sent_bytes("all_reduce", 4 * part_elements, copies)
 
 
 def _block(name: str) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench import flops, flops_vae
-from bench.comm_cost import Sample, ulysses_bytes, zero_bytes
+from bench.comm_cost import Sample, copies_bytes, ulysses_bytes, zero_bytes
 from bench.plan.profiles import Profile
 from bench.plan.workload import Sizes, Training
 from core.vae.tiling import TilingConfig
@@ -46,16 +46,17 @@ def communication_bytes(work: Training) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     if work.ranks > 1:
-        stored, parts = work.trained_itemsize, work.parts(from_stage=1)
+        stored, parts = work.trained_itemsize, work.parts(from_stage=1) if work.zero_stage else work.ranks
         zero = zero_bytes(
             {name: tuple(spec.shape) for name, spec in work.trained.items()},
-            parts if work.zero_stage else work.ranks, work.zero_stage,
-            recompute=work.recompute, every=work.recompute_every, stored_size=stored,
+            parts, work.zero_stage, recompute=work.recompute, every=work.recompute_every, stored_size=stored,
             computed_size=stored if work.ours and stored < 4 else work.computed,
             gradient_size=4 if work.ours else stored, micro_batches=work.accumulation,
-            replicas=work.ranks // parts if work.zero_stage else 1,
         )  # fmt: skip
         found["gradient reduce-scatter" if work.zero_stage else "gradient all-reduce"] = zero.gradients
+        found["gradient all-reduce of copies"] = copies_bytes(
+            work.held(work.trained, from_stage=1), work.ranks // parts
+        )
         found["parameter all-gather"] = zero.parameters
     if work.sequence_parallel > 1:
         sample = Sample(text=work.text_tokens, video=work.video_tokens, batch=work.batch)

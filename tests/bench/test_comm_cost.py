@@ -10,6 +10,7 @@ import pytest
 from bench.comm_cost import (
     RankFlops,
     Sample,
+    copies_bytes,
     forward_flops,
     layouts,
     parameter_count,
@@ -62,12 +63,8 @@ def test_zero_by_hand():
 
 
 def test_copies_sum_the_gradients_of_their_parts():
-    # Two groups of 2: w's 6 rows are 3 each; 30 + 2 fp32 numbers are half of both, summed by an all-reduce of two.
-    shapes = {"w": (6, 10), "b": (4,)}
-    assert dataclasses.astuple(zero_bytes(shapes, 2, 2, replicas=2)) == (128 + 128, 128)
-    assert dataclasses.astuple(zero_bytes(shapes, 2, 2, replicas=1)) == (128, 128)
-    # A copy each is data parallelism: all of 64 numbers once a step, whatever the micro-batches.
-    assert dataclasses.astuple(zero_bytes(shapes, 1, 2, replicas=4, micro_batches=3)) == (2 * 3 * 4 * 64 // 4, 0)
+    # 32 fp32 numbers: two ranks send each other half and the sum of a half; four send 2 x 3 / 4 of them.
+    assert [copies_bytes(32, copies) for copies in (1, 2, 4)] == [0, 128, 192]
 
 
 def test_operations_by_hand():

@@ -121,7 +121,9 @@ def test_zero_over_two_of_eight_ranks_holds_halves_and_sums_them_over_copies() -
     assert held["gradients"] == 4 * half
     # Each sends half of its fp32 gradients to the other, then sums its half over four copies: 2 x 3 / 4 of it.
     sent = communication_bytes(work)
-    assert sent["gradient reduce-scatter"] == 4 * half + round(2 * 3 / 4 * 4 * half)
+    assert sent["gradient reduce-scatter"] == 4 * half
+    assert sent["gradient all-reduce of copies"] == round(2 * 3 / 4 * 4 * half)
+    assert "gradient all-reduce of copies" not in communication_bytes(replace(work, zero_stage=0))
     assert sent["parameter all-gather"] == 2 * half
     advised = [
         {s.change for s in suggestions(w, load_profile("ascend-910b-64gb"), 1)} for w in (work, published(ranks=8))
