@@ -157,7 +157,7 @@ class Group:
         return self._raw["all_gather"](x.reshape(1, *x.shape))[root]
 
     def agree(self, ok: bool) -> bool:
-        """Whether all processes say so; each of them waits for the others here (the CPU has no barrier)."""
+        """Whether all processes say so; each waits for the others here (the CPU has no barrier); not counted."""
         failed = ms.Tensor(np.array([0.0 if ok else 1.0], np.float32))
         return float(self._raw["all_reduce"](failed).asnumpy()[0]) == 0.0
 

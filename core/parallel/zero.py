@@ -135,6 +135,7 @@ class Zero:
         """How the parameters ``names``, called ``shorts`` in the hand-out, are gathered."""
         places = [self._index[name] for name in names]
         computed, stored = self.model.compute_dtype, self.types[places[0]]
+        assert all(self.types[i] == stored for i in places), "one message has one type"
         # Stage 3 keeps fp32 only: what is computed in fewer bits need not travel in more.
         stored = computed if self.stage == 3 and stored == ms.float32 else stored
         return Gathering(self.group, tuple(shorts), tuple(self.cuts[i] for i in places), stored, computed)
@@ -178,9 +179,11 @@ class Zero:
         return result
 
     def _buckets(self) -> Iterator[list[int]]:
+        """Indices of tensors of one stored type that travel together."""
         bucket, size = [], 0
         for index, cut in enumerate(self.cuts):
-            if bucket and size + 4 * math.prod(cut.shape) > BUCKET_BYTES:
+            full = size + 4 * math.prod(cut.shape) > BUCKET_BYTES
+            if bucket and (full or self.types[index] != self.types[bucket[0]]):
                 yield bucket
                 bucket, size = [], 0
             bucket.append(index)

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,8 @@ def test_two_of_four_ranks_hold_everything_and_two_are_copies(tmp_path, world):
 
 def _check_bytes(record: Record) -> None:
     """Held and sent bytes by hand; the plan in the record says the same."""
-    table = parameter_table(sizes_of(from_dict(record.recipe).model).transformer)
+    recipe: Any = from_dict(record.recipe)
+    table = parameter_table(sizes_of(recipe.model).transformer)
     shapes = [spec.shape for spec in table.values() if spec.trainable]
     whole, half = (4 * sum(share(shape[0], n) * math.prod(shape[1:]) for shape in shapes) for n in (1, 2))
     held, plan = record.notes["held_bytes"], record.notes["plan"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 
 from core.optim.came import CAME
 from core.parallel.cut import Cut
+from core.parallel.zero import Zero
 
 SHAPES = st.lists(st.integers(1, 7), min_size=1, max_size=4).map(tuple)
 
@@ -52,3 +56,16 @@ def test_rows_of_padding_do_not_move_came(shape):
     got = padded.asnumpy()
     assert np.abs(got[: len(value)] - plain.asnumpy()).max() <= 1e-6
     assert np.all(got[len(value) :] == 0)
+
+
+def test_what_travels_together_has_one_type_and_is_no_larger_than_a_bucket(monkeypatch):
+    monkeypatch.setattr("core.parallel.zero.BUCKET_BYTES", 4 * 12)
+    types = [ms.float32, ms.float32, ms.float32, ms.bfloat16, ms.float32]
+    shapes = [(4, 2), (4,), (3,), (3,), (20,)]
+    parameters = [
+        ms.Parameter(ms.Tensor(np.zeros(s, np.float32)).astype(t), name=f"w{i}")
+        for i, (s, t) in enumerate(zip(shapes, types, strict=True))
+    ]
+    model: Any = None
+    group: Any = SimpleNamespace(size=2, index=0)
+    assert list(Zero(model, parameters, group, 1)._buckets()) == [[0, 1], [2], [3], [4]]
