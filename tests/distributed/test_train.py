@@ -12,7 +12,7 @@ from tests.distributed.ranks import run_ranks
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    names = ("train", "same_gradients", "overflow", "graph")
+    names = ("train", "same_gradients", "overflow")
     return run_ranks("tests.distributed.train_cases", 2, tmp_path_factory.mktemp("ranks"), *names)
 
 
@@ -43,10 +43,3 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(runs, stage):
         assert count.tolist() == [0, 1, 1, 1]
         assert np.isfinite(loss).all()
         assert found[f"{stage}/agree"]
-
-
-@pytest.mark.parametrize(("stage", "optimizer", "recompute"), cases.GRAPH)
-def test_compiled_training(runs, stage, optimizer, recompute):
-    want = checks.single(optimizer, "sft", cases.FEW_STEPS)
-    for found in runs.of("graph"):
-        checks.assert_curve_and_values(found, str(stage), want)
