@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.configs import TransformerConfig
-from core.parallel.mesh import Mesh, share
+from core.parallel.mesh import Mesh, part_size, share
 from core.parallel.traffic import sent_bytes
 from core.transformer.parameters import FEED_FORWARD_FACTOR, parameter_table
 
@@ -93,14 +93,6 @@ class ZeroBytes:
         return self.gradients + self.parameters
 
 
-def _padded(shape: tuple[int, ...], ranks: int) -> int:
-    """Elements of a tensor whose rows (the first dimension, leading ones dropped) are filled up for ``ranks``."""
-    while len(shape) > 2 and shape[0] == 1:
-        shape = shape[1:]
-    rows, *rest = shape or (1,)
-    return share(rows, ranks) * ranks * math.prod(rest)
-
-
 def zero_bytes(
     shapes: Mapping[str, tuple[int, ...]],
     ranks: int,
@@ -118,9 +110,9 @@ def zero_bytes(
     Stage 0 all-reduces the gradients once a step. Stage 1 reduce-scatters them once, stages 2 and 3 once a
     micro-batch. Stages 1 and 2 gather the updated parameters in the type they are stored in; stage 3 gathers them in
     the type that is computed in, in each micro-batch's forward pass and again for every block that is computed again.
-    Norms and CAME's statistics (one number a row or column) are not counted.
+    Sums over copies (``copies_bytes``), norms and CAME's statistics (one number a row or column) are not counted.
     """
-    padded = {name: _padded(tuple(shape), ranks) for name, shape in shapes.items()}
+    padded = {name: ranks * part_size(tuple(shape), ranks) for name, shape in shapes.items()}
     count, once = sum(padded.values()), ranks - 1
     if stage == 0:
         whole = sum(math.prod(shape) for shape in shapes.values())
@@ -133,6 +125,11 @@ def zero_bytes(
         again = sum(n for name, n in padded.items() if (i := _block(name)) is not None and i % every == 0)
     gathered = once * computed_size * (count + again) // ranks
     return ZeroBytes(gradients=scattered, parameters=gathered * micro_batches)
+
+
+def copies_bytes(part_elements: int, copies: int) -> int:
+    """Sent by one rank to sum the fp32 gradients of its parts over the ranks that hold the same ones, once a step."""
+    return sent_bytes("all_reduce", 4 * part_elements, copies)
 
 
 def _block(name: str) -> int | None:

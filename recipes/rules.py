@@ -126,6 +126,12 @@ def _tiling(data: Data) -> Iterator[Issue]:
 
 def _parallel(data: Data) -> Iterator[Issue]:
     shards, workers = get(data, "parallel.sequence_parallel"), get(data, "runtime.workers")
+    parts = get(data, "parallel.zero_ranks")
+    if parts is not None and workers is not None and workers % parts:
+        yield Issue("parallel.zero_ranks", f"got {parts}, need a divisor of runtime.workers {workers}")
+    if parts is not None and get(data, "parallel.zero_stage") == 0:
+        message = f"got {parts} with zero_stage 0, which shards nothing, need zero_stage 1, 2 or 3"
+        yield Issue("parallel.zero_ranks", message)
     if shards is None:
         return
     if workers is not None and workers % shards:

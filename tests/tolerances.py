@@ -13,6 +13,8 @@ MODULE = 1e-5
 PIPELINE = 5e-5
 # Gradients pass through every operator twice.
 GRADIENT = 1e-4
+# bf16 keeps 8 bits: a number rounded once is off by 2^-9 at most, two summands of it by as much each.
+BF16_ROUNDING = 2.0**-8
 # Three training steps of one block on a processor with other instruction sets; on the same ones it is bits.
 GOLDEN_LOSS = 1e-5
 

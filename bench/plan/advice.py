@@ -69,6 +69,12 @@ def _variations(work: Training) -> Iterator[tuple[str, str, Training]]:
         for stage in range(work.zero_stage + 1, 4):
             more = "parameters are gathered for each block" if stage == 3 else "no further communication"
             yield f"parallel.zero_stage: {stage}", more, replace(work, zero_stage=stage)
+    if work.parts(from_stage=1) not in (1, work.ranks):
+        yield (
+            "parallel.zero_ranks: null",
+            "no copies: a smaller part each, gathered over all cards",
+            replace(work, zero_ranks=None),
+        )
     shards = work.sequence_parallel * 2
     if work.ranks % shards == 0 and work.config.num_attention_heads % shards == 0:
         note = "half as many samples a step: add gradient_accumulation_steps to keep the batch"

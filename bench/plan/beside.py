@@ -6,7 +6,10 @@ from typing import Any
 
 from core.errors import UserError
 
-_KEPT = ("kind", "planned", "reason", "sizes", "profile", "phases", "peak", "limit", "fits", "flops", "time")
+_KEPT = (
+    "kind", "planned", "reason", "sizes", "profile", "phases", "peak", "limit", "fits", "flops", "communication",
+    "time",
+)  # fmt: skip
 
 
 def planned(data: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench import flops, flops_vae
-from bench.comm_cost import Sample, ulysses_bytes, zero_bytes
+from bench.comm_cost import Sample, copies_bytes, ulysses_bytes, zero_bytes
 from bench.plan.profiles import Profile
 from bench.plan.workload import Sizes, Training
 from core.vae.tiling import TilingConfig
@@ -42,16 +42,21 @@ def training_work(work: Training, *, lora_rank: int | None = None, lora_targets:
 def communication_bytes(work: Training) -> dict[str, int]:
     """Bytes that one rank sends in one optimiser step, by purpose: ``bench.comm_cost``'s formulas for this step.
 
-    Gradients are sent in the type that the plan counts them in.
+    Ours reduces gradients in fp32, whatever their type; stage 3 gathers half-precision parameters as they are stored.
     """
     found: dict[str, int] = {}
     if work.ranks > 1:
+        stored, parts = work.trained_itemsize, work.parts(from_stage=1) if work.zero_stage else work.ranks
         zero = zero_bytes(
-            {name: tuple(spec.shape) for name, spec in work.trained.items()}, work.ranks, work.zero_stage,
-            recompute=work.recompute, every=work.recompute_every, stored_size=work.trained_itemsize,
-            computed_size=work.computed, gradient_size=work.trained_itemsize, micro_batches=work.accumulation,
+            {name: tuple(spec.shape) for name, spec in work.trained.items()},
+            parts, work.zero_stage, recompute=work.recompute, every=work.recompute_every, stored_size=stored,
+            computed_size=stored if work.ours and stored < 4 else work.computed,
+            gradient_size=4 if work.ours else stored, micro_batches=work.accumulation,
         )  # fmt: skip
         found["gradient reduce-scatter" if work.zero_stage else "gradient all-reduce"] = zero.gradients
+        found["gradient all-reduce of copies"] = copies_bytes(
+            work.held(work.trained, from_stage=1), work.ranks // parts
+        )
         found["parameter all-gather"] = zero.parameters
     if work.sequence_parallel > 1:
         sample = Sample(text=work.text_tokens, video=work.video_tokens, batch=work.batch)

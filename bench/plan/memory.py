@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from bench.plan.liveness import backward_bytes, kept_between_passes
-from bench.plan.workload import Training, elements
+from bench.plan.workload import Training, elements, held_shape
 from core.params import ParamTable, prefixed
 from core.transformer.parameters import block_table
 
@@ -39,13 +39,14 @@ def peak(phases: list[Phase]) -> Phase:
 
 def state_classes(work: Training) -> dict[str, int]:
     """Bytes that are held through the whole step: parameters, masters, optimiser state, EMA."""
-    shards = work.ranks if work.zero_stage >= 1 else 1
-    trained = elements(work.trained, shards)
+    trained = work.held(work.trained, from_stage=1)
     parameters, masters = _our_values(work) if work.ours else _values(work)
     classes = {
         "parameters": parameters,
         "masters": masters,
-        "optimizer": optimizer_bytes(work.trained, work.optimizer, work.state_itemsize, shards),
+        "optimizer": optimizer_bytes(
+            work.trained, work.optimizer, work.state_itemsize, work.parts(from_stage=1), padded=work.ours
+        ),
         "ema": 4 * trained if work.ema else 0,
     }
     return {name: value for name, value in classes.items() if value}
@@ -53,18 +54,17 @@ def state_classes(work: Training) -> dict[str, int]:
 
 def _values(work: Training) -> tuple[int, int]:
     """Bytes of the parameters, which stage 3 cuts, and of the masters beside them."""
-    own = work.ranks if work.zero_stage >= 3 else 1
-    parameters = elements(work.table, own) * work.stored
+    parameters = work.held(work.table, from_stage=3) * work.stored
     if work.lora is not None:
-        parameters += elements(work.lora, own) * 4
-    return parameters, 4 * elements(work.trained, work.ranks if work.zero_stage else 1) if work.masters else 0
+        parameters += work.held(work.lora, from_stage=3) * 4
+    return parameters, 4 * work.held(work.trained, from_stage=1) if work.masters else 0
 
 
 def _our_values(work: Training) -> tuple[int, int]:
     """The same of ``core.parallel.zero``: what is trained is whole beside fp32 parts (stages 1 and 2) or fp32 parts
     alone (stage 3, which needs no other copy); what is frozen is whole on every rank."""
     frozen = elements(work.table) - (0 if work.lora is not None else elements(work.trained))
-    parts = 4 * elements(work.trained, work.ranks if work.zero_stage else 1)
+    parts = 4 * work.held(work.trained, from_stage=1)
     if work.zero_stage == 3:
         return frozen * work.stored + parts, 0
     whole = elements(work.trained) * work.trained_itemsize
@@ -77,22 +77,20 @@ def _sum_bytes(work: Training) -> int:
     return work.trained_itemsize if alone or not work.ours else 4
 
 
-def optimizer_bytes(table: ParamTable, name: str, itemsize: int = 4, shards: int = 1) -> int:
+def optimizer_bytes(table: ParamTable, name: str, itemsize: int = 4, shards: int = 1, *, padded: bool = True) -> int:
     """State of AdamW (two averages) or CAME (one, and of matrices row and column averages of update and residual)."""
     if name == "adamw":
-        return 2 * itemsize * elements(table, shards)
+        return 2 * itemsize * elements(table, shards, padded=padded)
     assert name == "came", name
     total = 0
     for spec in table.values():
-        cut = shards if shards > 1 and spec.shape[0] % shards == 0 else 1
-        total += spec.size // cut
-        if len(spec.shape) < 2:
-            total += spec.size // cut
+        shape = held_shape(tuple(spec.shape), shards, padded=padded)
+        total += math.prod(shape)
+        if len(shape) < 2:
+            total += math.prod(shape)
             continue
-        rows = math.prod(spec.shape[:-1]) // cut
         # Of a matrix, the rows are what is cut: every rank has all column averages (docs/design/007).
-        columns = math.prod(spec.shape[:-2]) * spec.shape[-1] // (cut if len(spec.shape) > 2 else 1)
-        total += 2 * (rows + columns)
+        total += 2 * (math.prod(shape[:-1]) + math.prod(shape[:-2]) * shape[-1])
     return itemsize * total
 
 
@@ -113,12 +111,11 @@ def training_phases(work: Training, *, reserve: int = 0, resident: dict[str, int
     """
     held = state_classes(work) | (resident or {}) | ({"reserve": reserve} if reserve else {})
     count, item = work.config.num_layers, work.trained_itemsize
-    shards = work.ranks if work.zero_stage >= 2 else 1
-    block = _block(work, 0)
+    block, trained = _block(work, 0), work.held(work.trained, from_stage=2)
     one = item if work.zero_stage < 2 else _sum_bytes(work)
-    per_block = elements(block, shards) * one
-    outer = elements(work.trained, shards) * one - per_block * count  # patches, time, head: small
-    waiting = elements(work.trained, shards) * _sum_bytes(work) if work.accumulation > 1 else 0  # the sum so far
+    per_block = work.held(block, from_stage=2) * one
+    outer = trained * one - per_block * count  # patches, time, head: small
+    waiting = trained * _sum_bytes(work) if work.accumulation > 1 else 0  # the sum so far
     kept = [_kept(work, index) for index in range(count)]
     communication = _communication(work)
     if work.code == "cpu":
@@ -140,8 +137,7 @@ def training_phases(work: Training, *, reserve: int = 0, resident: dict[str, int
                 },
             )
         )
-    reduced = work.ranks if work.zero_stage >= (1 if work.ours else 2) else 1
-    gradients = elements(work.trained, reduced) * _sum_bytes(work)
+    gradients = work.held(work.trained, from_stage=1 if work.ours else 2) * _sum_bytes(work)
     update = {"gradients": gradients, "block": update_bytes(work), "communication": communication}
     phases.append(Phase(name="optimiser update", bytes=held | update))
     return [Phase(name=p.name, bytes={k: v for k, v in p.bytes.items() if v}) for p in phases]
@@ -191,8 +187,9 @@ def _kept(work: Training, index: int) -> int:
 def _communication(work: Training) -> int:
     """Bytes of one block's gathered parameters (ZeRO 3) and of the two buffers of an all-to-all (sequence parallel)."""
     total = 0
-    if work.zero_stage >= 3 and work.ranks > 1:
-        total += elements(prefixed("b", block_table(work.config))) * work.stored
+    parts = work.parts(from_stage=3)
+    if parts > 1:
+        total += parts * work.held(prefixed("b", block_table(work.config)), from_stage=3) * work.stored
     if work.sequence_parallel > 1:
         total += 2 * work.batch * work.local_tokens * work.config.inner_dim * work.computed
     return total
@@ -200,10 +197,8 @@ def _communication(work: Training) -> int:
 
 def update_bytes(work: Training) -> int:
     """Bytes that one bundle of the update holds beside the state: new value and averages, and fp32 gradients."""
-    shards = work.ranks if work.zero_stage >= 1 else 1
     largest = 0
     for spec in work.trained.values():
-        cut = shards if shards > 1 and spec.shape[0] % shards == 0 else 1
-        one = 4 * spec.size // cut
+        one = 4 * math.prod(held_shape(tuple(spec.shape), work.parts(from_stage=1), padded=work.ours))
         largest = max(largest, one * max(1, min(MAX_TENSORS, MAX_BYTES // max(1, one))))
     return (MAIN + 1) * largest

@@ -18,6 +18,7 @@ from core.configs import T5Config, TransformerConfig, VAEConfig
 from core.errors import UserError
 from core.layout import find_folders
 from core.lora_spec import ModuleRank, adapter_table, find_layers
+from core.parallel.mesh import part_shape
 from core.params import ParamTable
 from core.presets import PRESETS
 from core.transformer.parameters import parameter_table
@@ -44,7 +45,8 @@ class Training:
     ``stored`` and ``computed`` are bytes of a parameter and of an activation; ``trained`` is the table of what is
     trained (the transformer's or a LoRA's) and ``trained_itemsize`` its bytes. ``code`` is whose block is run, which
     decides what a block keeps: ours on Ascend or the CPU, mindone's on Ascend, diffusers' with torch.
-    ``state_itemsize``: bytes of an element of the optimiser's averages (ours: fp32 always).
+    ``state_itemsize``: bytes of an element of the optimiser's averages (ours: fp32 always). ``zero_ranks``: ranks that
+    ZeRO spreads over, None for all.
     """
 
     config: TransformerConfig
@@ -57,6 +59,7 @@ class Training:
     ranks: int = 1
     sequence_parallel: int = 1
     zero_stage: int = 0
+    zero_ranks: int | None = None
     stored: int = 4
     computed: int = 4
     lora: ParamTable | None = None
@@ -103,6 +106,14 @@ class Training:
         """Whether ``core.parallel.zero`` holds parameters, masters and gradients."""
         return self.code in {"ascend", "cpu"}
 
+    def parts(self, *, from_stage: int) -> int:
+        """Into how many parts ZeRO cuts what it cuts from a stage on."""
+        return (self.zero_ranks or self.ranks) if self.zero_stage >= from_stage else 1
+
+    def held(self, table: ParamTable, *, from_stage: int) -> int:
+        """Elements of ``table`` that a rank holds if ZeRO cuts them from a stage on."""
+        return elements(table, self.parts(from_stage=from_stage), padded=self.ours)
+
     @property
     def trained_itemsize(self) -> int:
         """Bytes of a trained parameter and of its gradient: a LoRA is fp32 whatever the model's type."""
@@ -114,9 +125,20 @@ def _table(config: TransformerConfig) -> ParamTable:
     return parameter_table(config)
 
 
-def elements(table: ParamTable, shards: int = 1) -> int:
-    """Elements that one rank holds: dimension 0 is cut where it divides, other tensors are whole on every rank."""
-    return sum(s.size // shards if shards > 1 and s.shape[0] % shards == 0 else s.size for s in table.values())
+def elements(table: ParamTable, shards: int = 1, *, padded: bool = True) -> int:
+    """Elements that one of ``shards`` ranks holds; one has all.
+
+    ``padded``: every tensor is cut between rows, which are filled up where they do not divide (``core.parallel.cut``).
+    Otherwise, as in mindone, dimension 0 is cut where it divides and other tensors are whole on every rank.
+    """
+    return sum(math.prod(held_shape(tuple(s.shape), shards, padded=padded)) for s in table.values())
+
+
+def held_shape(shape: tuple[int, ...], shards: int, *, padded: bool = True) -> tuple[int, ...]:
+    """Shape of what ``elements`` counts of one tensor."""
+    if shards == 1 or (not padded and shape[0] % shards):
+        return shape
+    return part_shape(shape, shards) if padded else (shape[0] // shards, *shape[1:])
 
 
 def training_of(recipe: Any, sizes: Sizes, *, size: tuple[int, int, int, int] | None = None) -> Training:
@@ -146,6 +168,7 @@ def training_of(recipe: Any, sizes: Sizes, *, size: tuple[int, int, int, int] | 
         ranks=recipe.runtime.workers,
         sequence_parallel=recipe.parallel.sequence_parallel,
         zero_stage=recipe.parallel.zero_stage,
+        zero_ranks=recipe.parallel.zero_ranks,
         stored=stored,
         computed=computed,
         lora=lora,

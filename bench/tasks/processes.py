@@ -9,7 +9,8 @@ def processes_of(recipe: Any) -> Any:
     """``core.parallel.collectives.Processes`` of ``recipe.parallel``, once MindSpore runs; one process is alone."""
     from core.parallel.collectives import alone, joined  # noqa: PLC0415
 
-    return alone() if recipe.runtime.workers == 1 else joined(recipe.parallel.sequence_parallel)
+    parallel = recipe.parallel
+    return alone() if recipe.runtime.workers == 1 else joined(parallel.sequence_parallel, parallel.zero_ranks)
 
 
 def share_transformer(transformer: Any, processes: Any) -> None:

@@ -77,7 +77,8 @@ class _Trainer:
         self.ctx.note("optimizer_state_bytes", self.state.optimizer.state_bytes())
         mesh, stage = self.processes.mesh, self.state.zero.stage
         layout = {"ranks": mesh.ranks, "sequence_parallel": mesh.sequence, "data_parallel": mesh.data}
-        self.ctx.note("parallel", layout | {"zero_stage": stage, "parameter_bytes": self.state.zero.held_bytes()})
+        zero = {"zero_stage": stage, "zero_ranks": self.state.zero.group.size}
+        self.ctx.note("parallel", layout | zero | {"parameter_bytes": self.state.zero.held_bytes()})
 
     def resume(self, folder: Any) -> int:
         """Takes over the checkpoint in ``folder``; the step to go on with."""

@@ -197,7 +197,9 @@ def spread(recipe: Any, transformer: Any, parameters: list[Any], processes: Any)
     from core.parallel.zero import Zero  # noqa: PLC0415 - imports mindspore
 
     share_transformer(transformer, processes)
-    return Zero(transformer, parameters, processes.world, recipe.parallel.zero_stage)
+    return Zero(
+        transformer, parameters, processes.zero, recipe.parallel.zero_stage, replicas=processes.replicas
+    )  # fmt: skip
 
 
 def make_optimizer(recipe: Any, zero: Any) -> Any:

@@ -44,7 +44,7 @@ class TrainingState:
     @property
     def writes(self) -> bool:
         """Whether this process writes what is there once."""
-        return self.zero.group.index == 0
+        return self.zero.group.index == 0 and self.zero.copy == 0
 
     def held_bytes(self) -> dict[str, int]:
         """Bytes of the tensors that live through a step on this process, by the classes of ``bench.plan.memory``."""
@@ -161,7 +161,7 @@ class TrainingState:
         arrays, numbers = self.arrays_and_numbers()
         state = State(step=step, arrays=arrays, numbers=numbers, facts=facts, parted=self.zero.stage > 0)
         group = self.zero.group
-        writers = Writers(group.index, group.size, group.agree)
+        writers = Writers(group.index, group.size, self.zero.agree, self.zero.copy)
         return checkpoint.save(out, state, self.exports(), keep=keep, writers=writers)
 
     def take_over(self, folder: Path, state: State) -> None:

@@ -21,21 +21,37 @@ def unsharded(mean: ms.Tensor) -> ms.Tensor:
     return mean
 
 
+def unsharded_pair(first: ms.Tensor, second: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+    """Two of them."""
+    return first, second
+
+
+def in_one_message(shards_mean: Mean) -> Callable[[ms.Tensor, ms.Tensor], tuple[ms.Tensor, ms.Tensor]]:
+    """``[m], [n] -> [m], [n]``: the means over shards of two vectors, by one call of ``shards_mean``."""
+
+    def pair(first, second):
+        both = shards_mean(mint.cat((first, second), dim=0))
+        return both[: first.shape[0]], both[first.shape[0] :]
+
+    return pair
+
+
 def _inverse_root(row, column, mean):
     """``1 / sqrt`` of the rank-1 estimate ``row column / mean(row)``: ``[.., r], [.., c], [.., 1] -> [.., r, c]``."""
     scaled = row / mean
     return mint.rsqrt(scaled).unsqueeze(-1) * mint.rsqrt(column).unsqueeze(-2)
 
 
-def _mean_of_rows(x, valid, rows_mean, stretch, *, dim, keepdim):
-    """Mean over dimension ``dim``, the whole tensor's rows, of which ``valid`` marks those that are no padding here.
+def _means_of_rows(x, row, valid, rows_means, stretch):
+    """Means over the whole tensor's rows, of which ``valid`` marks those that are no padding here, of ``x [.., r, c]``
+    and of ``row [.., r]`` -> ``[.., c], [.., 1]``.
 
     No closure: the graph compiler loses track of one that holds a tensor of the function around it.
     """
     if valid is not None:
-        x = x * (valid if dim == -1 else valid.unsqueeze(-1))
-    found = rows_mean(mint.mean(x, dim=dim, keepdim=keepdim))
-    return found if stretch == 1.0 else found * stretch
+        x, row = x * valid.unsqueeze(-1), row * valid
+    column, mean = rows_means(mint.mean(x, dim=-2), mint.mean(row, dim=-1, keepdim=True))
+    return (column, mean) if stretch == 1.0 else (column * stretch, mean * stretch)
 
 
 def _clipped(u, clip_threshold, shards_mean, stretch):
@@ -46,14 +62,14 @@ def _clipped(u, clip_threshold, shards_mean, stretch):
 
 
 def factored(
-    p, factor, lr, *, beta1, beta2, beta3, rest1, rest2, rest3, eps1, eps2, clip_threshold, weight_decay, rows_mean,
+    p, factor, lr, *, beta1, beta2, beta3, rest1, rest2, rest3, eps1, eps2, clip_threshold, weight_decay, rows_means,
     shards_mean, stretch=1.0,
 ):  # fmt: skip
     """One step of a tensor of two or more dimensions: ``p`` holds value, gradient, m ``[.., r, c]``, two averages of
     rows ``[.., r]`` and of columns ``[.., c]`` -> ``(value, m, v_row, v_column, residual_row, residual_column)``.
 
-    ``rest`` are 1 - beta. ``rows_mean`` and ``shards_mean`` complete a mean over the rows, or over all elements, of
-    which this process holds a part; ``stretch`` is rows with padding over rows without.
+    ``rest`` are 1 - beta. ``rows_means`` (of two tensors) and ``shards_mean`` complete means over the rows, or over all
+    elements, of which this process holds a part; ``stretch`` is rows with padding over rows without.
     """
     matrix = len(p["value"].shape) == 2
     valid = p["valid"] if matrix and "valid" in p else None
@@ -61,18 +77,14 @@ def factored(
     gradient = p["gradient"].astype(ms.float32) * factor
     square = gradient * gradient + eps1
     v_row = beta2 * p["v_row"] + rest2 * mint.mean(square, dim=-1)
-    v_column = beta2 * p["v_column"] + rest2 * _mean_of_rows(
-        square, valid, rows_mean, rows_stretch, dim=-2, keepdim=False
-    )
-    v_mean = _mean_of_rows(v_row, valid, rows_mean, rows_stretch, dim=-1, keepdim=True)
+    column, v_mean = _means_of_rows(square, v_row, valid, rows_means, rows_stretch)
+    v_column = beta2 * p["v_column"] + rest2 * column
     u = _clipped(_inverse_root(v_row, v_column, v_mean) * gradient, clip_threshold, shards_mean, stretch)
     m = beta1 * p["m"] + rest1 * u
     residual = (u - m) * (u - m) + eps2
     r_row = beta3 * p["residual_row"] + rest3 * mint.mean(residual, dim=-1)
-    r_column = beta3 * p["residual_column"] + rest3 * _mean_of_rows(
-        residual, valid, rows_mean, rows_stretch, dim=-2, keepdim=False
-    )
-    r_mean = _mean_of_rows(r_row, valid, rows_mean, rows_stretch, dim=-1, keepdim=True)
+    column, r_mean = _means_of_rows(residual, r_row, valid, rows_means, rows_stretch)
+    r_column = beta3 * p["residual_column"] + rest3 * column
     value = p["value"] - (lr * weight_decay) * p["value"]
     return value - lr * (_inverse_root(r_row, r_column, r_mean) * m), m, v_row, v_column, r_row, r_column
 
@@ -126,7 +138,7 @@ class CAME(Optimizer):
     ):
         parts = [False] * len(parameters) if sharded is None else list(sharded)
         rows = [None] * len(parameters) if padding is None else list(padding)
-        self._parts, statics, valid = parts, [], []
+        self._parts, statics, valid, pair = parts, [], [], in_one_message(shards_mean)
         rates = decayed(parameters, decay, weight_decay)
         for q, part, padded, decay_rate in zip(parameters, parts, rows, rates, strict=True):
             mean = shards_mean if part else unsharded
@@ -134,7 +146,7 @@ class CAME(Optimizer):
             static |= {"beta1": betas[0], "rest1": 1.0 - betas[0], "beta2": betas[1], "rest2": 1.0 - betas[1]}
             if len(q.shape) >= 2:
                 # Only of a matrix is dimension 0, along which shards are cut, the dimension of rows.
-                static["rows_mean"] = mean if len(q.shape) == 2 else unsharded
+                static["rows_means"] = pair if part and len(q.shape) == 2 else unsharded_pair
                 static |= {"beta3": betas[2], "rest3": 1.0 - betas[2], "eps2": eps[1]}
             if padded is not None:
                 static["stretch"] = padded[1]
@@ -150,7 +162,7 @@ class CAME(Optimizer):
         for index in (i for bundle in self._for_each.bundles for i in bundle):
             shape = tuple(self.parameters[index].shape)
             if self._parts[index]:
-                sizes += [shape[1], 1, 1, shape[1], 1] if len(shape) == 2 else [1]
+                sizes += [shape[1] + 1, 1, shape[1] + 1] if len(shape) == 2 else [1]
         return sizes
 
 

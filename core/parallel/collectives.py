@@ -157,7 +157,7 @@ class Group:
         return self._raw["all_gather"](x.reshape(1, *x.shape))[root]
 
     def agree(self, ok: bool) -> bool:
-        """Whether all processes say so; each of them waits for the others here (the CPU has no barrier)."""
+        """Whether all processes say so; each waits for the others here (the CPU has no barrier); not counted."""
         failed = ms.Tensor(np.array([0.0 if ok else 1.0], np.float32))
         return float(self._raw["all_reduce"](failed).asnumpy()[0]) == 0.0
 
@@ -174,7 +174,8 @@ class Processes:
         rank: this one.
 
     Attributes:
-        world: all; ``sequence``: those that share a sample; ``data``: those of other samples with the same tokens.
+        world: all; ``sequence``: those that share a sample; ``data``: those of other samples with the same tokens;
+            ``zero``: those that ZeRO spreads over; ``replicas``: those that hold the same parts.
     """
 
     def __init__(self, mesh: Mesh, rank: int = 0):
@@ -183,6 +184,8 @@ class Processes:
         self.world = Group(mesh.world(), rank, self.traffic)
         self.sequence = Group(mesh.sequence_group(rank), rank, self.traffic)
         self.data = Group(mesh.data_group(rank), rank, self.traffic)
+        self.zero = Group(mesh.zero_group(rank), rank, self.traffic)
+        self.replicas = Group(mesh.replica_group(rank), rank, self.traffic)
 
 
 def alone() -> Processes:
@@ -190,9 +193,10 @@ def alone() -> Processes:
     return Processes(Mesh(ranks=1))
 
 
-def joined(sequence: int) -> Processes:
-    """The processes that ``mindspore.communication.init`` has joined to this one, ``sequence`` of them a sample."""
-    return Processes(Mesh(ranks=communication.get_group_size(), sequence=sequence), communication.get_rank())
+def joined(sequence: int, zero: int | None = None) -> Processes:
+    """The processes that ``mindspore.communication.init`` has joined to this one, laid out as ``Mesh`` says."""
+    mesh = Mesh(ranks=communication.get_group_size(), sequence=sequence, zero=zero)
+    return Processes(mesh, communication.get_rank())
 
 
 _created: set[str] = set()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from mindspore import mint
 
-from core.parallel.mesh import held, share
+from core.parallel.mesh import held, part_shape, part_size, rows_shape
 
 
 @dataclass(frozen=True)
@@ -22,20 +21,17 @@ class Cut:
     @property
     def rows_shape(self) -> tuple[int, ...]:
         """The shape without leading ones, two dimensions at least where there were."""
-        shape = self.shape or (1,)
-        while len(shape) > 2 and shape[0] == 1:
-            shape = shape[1:]
-        return shape
+        return rows_shape(self.shape)
 
     @property
     def part_shape(self) -> tuple[int, ...]:
         """Shape of a part, padding included."""
-        return (share(self.rows_shape[0], self.parts), *self.rows_shape[1:])
+        return part_shape(self.shape, self.parts)
 
     @property
     def part_size(self) -> int:
         """Elements of a part, padding included."""
-        return math.prod(self.part_shape)
+        return part_size(self.shape, self.parts)
 
     @property
     def padded(self) -> bool:

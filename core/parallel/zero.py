@@ -106,6 +106,16 @@ class Zero:
         array = cut.part(parameter.astype(ms.float32).asnumpy(), self.group.index)
         return ms.Parameter(ms.Tensor(array), name=str(parameter.name))
 
+    @property
+    def copy(self) -> int:
+        """Which of the copies of its parts this process holds: 0 where there is one."""
+        return 0 if self._replicas is None else self._replicas.index
+
+    def agree(self, ok: bool) -> bool:
+        """Whether all processes say so, copies too; each of them waits for the others here."""
+        ok = self.group.agree(ok)
+        return ok if self._replicas is None else self._replicas.agree(ok)
+
     # What the model asks while it hands parameters out (stages 2 and 3).
 
     def keeps(self, name: str) -> bool:
@@ -125,6 +135,7 @@ class Zero:
         """How the parameters ``names``, called ``shorts`` in the hand-out, are gathered."""
         places = [self._index[name] for name in names]
         computed, stored = self.model.compute_dtype, self.types[places[0]]
+        assert all(self.types[i] == stored for i in places), "one message has one type"
         # Stage 3 keeps fp32 only: what is computed in fewer bits need not travel in more.
         stored = computed if self.stage == 3 and stored == ms.float32 else stored
         return Gathering(self.group, tuple(shorts), tuple(self.cuts[i] for i in places), stored, computed)
@@ -168,9 +179,11 @@ class Zero:
         return result
 
     def _buckets(self) -> Iterator[list[int]]:
+        """Indices of tensors of one stored type that travel together."""
         bucket, size = [], 0
         for index, cut in enumerate(self.cuts):
-            if bucket and size + 4 * math.prod(cut.shape) > BUCKET_BYTES:
+            full = size + 4 * math.prod(cut.shape) > BUCKET_BYTES
+            if bucket and (full or self.types[index] != self.types[bucket[0]]):
                 yield bucket
                 bucket, size = [], 0
             bucket.append(index)

@@ -27,20 +27,26 @@ def _always(ok: bool) -> bool:
 
 @dataclass(frozen=True)
 class Writers:
-    """The processes that write a checkpoint together; ``agree(ok)`` is whether all of them are ok, on each."""
+    """The processes that write a checkpoint together; ``agree(ok)`` is whether all of them are ok, on each.
+
+    Process ``index`` of ``count`` holds part ``index``; where several hold the same, copy 0 writes it.
+    """
 
     index: int = 0
     count: int = 1
     agree: Callable[[bool], bool] = _always
+    copy: int = 0
 
     @property
     def first(self) -> bool:
         """Whether this one writes what is there once."""
-        return self.index == 0
+        return self.index == 0 and self.copy == 0
 
 
 def write_part(folder: Path, writers: Writers, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes this process's rows; empty tensors are left out."""
+    """Writes this process's rows if no other copy does; empty tensors are left out."""
+    if writers.copy:
+        return
     held = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array.size}
     with atomic_path(folder / f"part-{writers.index:05d}-of-{writers.count:05d}.safetensors") as temporary:
         save_file(held, temporary, {"format": "pt"})

@@ -127,6 +127,8 @@ class Parallel(Section):
     """Processes that share one sample's tokens (Ulysses); the rest is data parallel."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """What ZeRO shards: 1 optimizer state, 2 and gradients, 3 and parameters."""
+    zero_ranks: Positive | None = None
+    """Neighbouring processes that ZeRO shards over, such as those of one machine; null: all. The others are copies."""
 
 
 class Tiling(Section):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from bench.comm_cost import (
     RankFlops,
     Sample,
+    copies_bytes,
     forward_flops,
     layouts,
     parameter_count,
@@ -60,6 +62,11 @@ def test_zero_by_hand():
     assert dataclasses.astuple(zero_bytes(shapes, 4, 3, recompute="keep_attention", micro_batches=2)) == (600, 348)
 
 
+def test_copies_sum_the_gradients_of_their_parts():
+    # 32 fp32 numbers: two ranks send each other half and the sum of a half; four send 2 x 3 / 4 of them.
+    assert [copies_bytes(32, copies) for copies in (1, 2, 4)] == [0, 128, 192]
+
+
 def test_operations_by_hand():
     # D = 32, 9 tokens, 2 layers: 24 D^2 S and 4 D S^2 each.
     whole = forward_flops(SMALL, Sample(text=3, video=6))
@@ -96,6 +103,14 @@ def test_the_published_rows_are_those_of_the_file():
     assert rows == {8: (5.16, 8.2), 4: (10.1, 14.6), 2: (20.9, 19.9), 1: (39.23, 35.6)}
     # The step that shares nothing sets the rate, so it leaves nothing.
     assert calibrated_rate(costs(), published_rows(), "none") == costs()[-1].flops.step("none") / 39.23
+
+
+def test_the_page_has_the_table_that_the_command_prints(capsys):
+    page = (Path(__file__).resolve().parents[2] / "docs/design/012-launch-and-cost.md").read_text()
+    main([])
+    printed = capsys.readouterr().out
+    assert page.split("<!-- comm cost: begin -->\n")[1].split("<!-- comm cost: end -->")[0] == printed
+    assert printed not in page.replace("29.25", "38.99"), "another figure would be seen"
 
 
 def test_the_table_is_written_between_its_marks_only(tmp_path, capsys):

@@ -36,10 +36,20 @@ def published(**changes) -> Training:
     return replace(base, **changes)
 
 
-def test_a_rank_holds_its_part_of_what_divides_and_all_of_the_rest() -> None:
+def test_a_rank_holds_rows_filled_up_to_equal_parts() -> None:
     assert elements(TABLE) == 24 + 4 + 3
-    assert elements(TABLE, 4) == 6 + 1 + 3
-    assert elements(TABLE, 2) == 12 + 2 + 3
+    assert elements(TABLE, 4) == 6 + 1 + 1
+    assert elements(TABLE, 2) == 12 + 2 + 2
+    # Three ranks: w's 4 rows of 6 become 2 each, b's 4 become 2.
+    assert elements(TABLE, 3) == 12 + 2 + 1
+    # Leading ones are no rows: 3 rows of 2 on 2 ranks.
+    assert elements({"x": ParamSpec(shape=(1, 3, 2))}, 2) == 4
+
+
+def test_the_successor_cuts_only_what_divides() -> None:
+    assert elements(TABLE, 4, padded=False) == 6 + 1 + 3
+    assert elements(TABLE, 2, padded=False) == 12 + 2 + 3
+    assert memory.optimizer_bytes(TABLE, "came", shards=2, padded=False) == 4 * (12 + 2 * (2 + 6) + 2 * 2 + 2 * 3)
 
 
 def test_state_of_the_optimisers() -> None:
@@ -47,7 +57,7 @@ def test_state_of_the_optimisers() -> None:
     # w: m 24, update and residual with a row average of 4 and a column average of 6; vectors: m and v.
     assert memory.optimizer_bytes(TABLE, "came") == 4 * (24 + 2 * (4 + 6) + 2 * 4 + 2 * 3)
     # Two shards: rows are cut, column averages are on every rank.
-    assert memory.optimizer_bytes(TABLE, "came", shards=2) == 4 * (12 + 2 * (2 + 6) + 2 * 2 + 2 * 3)
+    assert memory.optimizer_bytes(TABLE, "came", shards=2) == 4 * (12 + 2 * (2 + 6) + 2 * 2 + 2 * 2)
 
 
 def test_tokens_and_what_a_block_keeps() -> None:
@@ -103,9 +113,27 @@ def test_zero_stages_cut_state_then_gradients_then_parameters() -> None:
     assert [b.get("masters") for b in found] == [None, 4 * part, 4 * part, None]
 
 
+def test_zero_over_two_of_eight_ranks_holds_halves_and_sums_them_over_copies() -> None:
+    work = published(ranks=8, zero_ranks=2, zero_stage=2)
+    held = memory.training_phases(work)[-1].bytes
+    whole, half = elements(work.table), elements(work.table, 2)
+    assert (held["parameters"], held["masters"], held["optimizer"]) == (2 * whole, 4 * half, 8 * half)
+    assert held["gradients"] == 4 * half
+    # Each sends half of its fp32 gradients to the other, then sums its half over four copies: 2 x 3 / 4 of it.
+    sent = communication_bytes(work)
+    assert sent["gradient reduce-scatter"] == 4 * half
+    assert sent["gradient all-reduce of copies"] == round(2 * 3 / 4 * 4 * half)
+    assert "gradient all-reduce of copies" not in communication_bytes(replace(work, zero_stage=0))
+    assert sent["parameter all-gather"] == 2 * half
+    advised = [
+        {s.change for s in suggestions(w, load_profile("ascend-910b-64gb"), 1)} for w in (work, published(ranks=8))
+    ]
+    assert ["parallel.zero_ranks: null" in changes for changes in advised] == [True, False]
+
+
 def test_the_successors_zero_keeps_masters_beside_parts_in_bf16() -> None:
     work = published(ranks=8, code="mindone", zero_stage=3)
-    part = elements(work.table, 8)
+    part = elements(work.table, 8, padded=False)
     found = memory.training_phases(work)[-1].bytes
     assert (found["parameters"], found["masters"], found["gradients"]) == (2 * part, 4 * part, 2 * part)
 
@@ -113,10 +141,12 @@ def test_the_successors_zero_keeps_masters_beside_parts_in_bf16() -> None:
 def test_bytes_on_the_wire() -> None:
     assert communication_bytes(published()) == {}
     work = published(ranks=8, sequence_parallel=8, zero_stage=2)
+    # Of 64 output channels and 3072 rows 8 ranks take equal parts: nothing is padded.
     sent, whole = communication_bytes(work), 2 * elements(work.table)
-    assert sent["gradient reduce-scatter"] == sent["parameter all-gather"] == round(7 / 8 * whole)
+    assert sent["parameter all-gather"] == round(7 / 8 * whole)
+    assert sent["gradient reduce-scatter"] == 2 * sent["parameter all-gather"], "gradients are summed in fp32"
     assert sent["sequence all-to-all"] == round(42 * 3 * 4 * 5_128 * 3072 * 2 * 7 / 8)
-    assert communication_bytes(replace(work, zero_stage=0))["gradient all-reduce"] == round(2 * 7 / 8 * whole)
+    assert communication_bytes(replace(work, zero_stage=0))["gradient all-reduce"] == round(2 * 2 * 7 / 8 * whole)
 
 
 def test_time_is_work_over_efficiency_times_peak() -> None:

@@ -27,7 +27,6 @@ def _can_make_namespaces() -> bool:
     return subprocess.run(["unshare", "-n", "sh", "-c", probe], capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.slow
 def test_a_run_of_two_nodes(tmp_path):
     if not _can_make_namespaces():
         pytest.skip("needs the right to make network namespaces (root) and iproute2: msrun tells nodes by address")

@@ -51,7 +51,6 @@ def test_clips_encoded_in_the_loop_by_two_ranks_train_as_by_one(results, tmp_pat
     assert relative_error(two, one) <= MODULE
 
 
-@pytest.mark.slow
 def test_four_ranks_then_two_then_one_go_on_with_the_same_curve(tmp_path):
     """sp2 x dp2 by ZeRO-2, two ranks by ZeRO-3, one process: each goes on from the last one's checkpoint."""
     module = "tests.distributed.task_cases"

@@ -43,6 +43,8 @@ FEW = {
         "sp2-dp2-zero2-over-dp": (2, 2, True), "sp2-dp2-zero3-over-dp": (2, 3, True),
     },
 }  # fmt: skip
+# Of eight ranks, two steps each: (sequence parallel, ZeRO stage, optimiser). Most rows have padding then.
+EIGHT = {"sp2-dp4-zero2": (2, 2, "adamw"), "sp4-dp2-zero2": (4, 2, "came")}
 GRAPH: list[tuple[int, str, Recompute]] = [(2, "adamw", "none"), (3, "came", "all")]
 UPDATES = {"adamw": ("adamw", CAME_EPS), "came": ("came", CAME_EPS), "came-1e-30": ("came", (1e-30, 1e-16))}
 KINDS = [(optimizer, method) for optimizer in ("adamw", "came") for method in ("sft", "lora")]
@@ -75,9 +77,9 @@ class Training:
         self, processes: Processes, stage: int, optimizer: str, method: str, recompute: Recompute = "none", *,
         config: TransformerConfig = CONFIG, dtype: Any = ms.float32, samples: Callable[[int], int] = samples_of,
         max_grad_norm: float | None = 0.5, loss_scale: LossScale | None = None, lora: LoRAConfig = LORA,
-        eps: tuple[float, float] = CAME_EPS, subset: bool = False,
+        eps: tuple[float, float] = CAME_EPS, subset: bool = False, batch_size: int = 1,
     ):  # fmt: skip
-        self.processes, self.samples = processes, samples
+        self.processes, self.samples, self.batch_size = processes, samples, batch_size
         # The CPU computes in fp32 whatever the parameters are stored in.
         self.model = CogVideoXTransformer3DModel(config, dtype, ms.float32).initialize(0)
         self.model.recompute(recompute)
@@ -100,12 +102,12 @@ class Training:
         )  # fmt: skip
 
     def run(self, start: int, stop: int) -> list[tuple[float, float]]:
-        """Losses and gradient norms of the steps; each rank takes its micro-batches of one sample."""
+        """Losses and gradient norms of the steps; each rank takes its micro-batches of ``batch_size`` samples."""
         mesh, row = self.processes.mesh, self.processes.mesh.row(self.processes.rank)
         curve = []
         for step in range(start, stop):
-            samples = self.samples(step)
-            micro = [[m * mesh.data + row] for m in range(samples // mesh.data)]
+            mine = [m * mesh.data + row for m in range(self.samples(step) // mesh.data)]
+            micro = [mine[first : first + self.batch_size] for first in range(0, len(mine), self.batch_size)]
             result = self.step_fn(step, [batch(step, s, self.model.config) for s in micro], 1e-3)
             curve.append((result.loss, result.grad_norm))
         return curve
@@ -115,9 +117,21 @@ class Training:
         return np.concatenate([array.ravel() for _, array in self.zero.arrays()])
 
 
-def single(optimizer: str, method: str, steps: int = STEPS) -> dict[str, np.ndarray]:
+def batch_size(data: int) -> int:
+    """Samples of a pass: with every fourth step's double number each of ``data`` ranks still adds up two passes."""
+    return 2 if data == 1 else 1
+
+
+def four_samples(_step: int) -> int:
+    """Enough for four data-parallel ranks at every step."""
+    return GLOBAL_BATCH
+
+
+def single(
+    optimizer: str, method: str, steps: int = STEPS, samples: Callable[[int], int] = samples_of
+) -> dict[str, np.ndarray]:
     """What one process gets."""
-    training = Training(alone(), 0, optimizer, method)
+    training = Training(alone(), 0, optimizer, method, samples=samples, batch_size=batch_size(1))
     return {"curve": np.array(training.run(0, steps)), "values": training.values()}
 
 
@@ -128,7 +142,8 @@ def case_train() -> dict[str, Any]:
         for optimizer, method in KINDS:
             key, processes = f"{layout}/{optimizer}/{method}", joined(sequence)
             recompute = "all" if stage == 3 else "none"
-            training = Training(processes, stage, optimizer, method, recompute)
+            size = batch_size(processes.mesh.data)
+            training = Training(processes, stage, optimizer, method, recompute, batch_size=size)
             curve, agree = [], []
             for step in range(STEPS):
                 curve += training.run(step, step + 1)
@@ -150,13 +165,26 @@ def case_few_steps() -> dict[str, Any]:
     for layout, (sequence, stage, subset) in FEW[communication.get_group_size()].items():
         for optimizer in ("adamw", "came"):
             recompute = "all" if stage == 3 else "none"
-            training = Training(joined(sequence), stage, optimizer, "sft", recompute, subset=subset)
-            key = f"{layout}/{optimizer}"
-            found[f"{key}/curve"] = np.array(training.run(0, FEW_STEPS))
-            found[f"{key}/values"] = training.values()
-            found[f"{key}/agree"] = _agree(training)
-            held = training.zero.held_bytes()
-            found[f"{key}/held"] = [held["whole"], held["parts"]]
+            processes = joined(sequence)
+            size = batch_size(processes.mesh.data)
+            training = Training(processes, stage, optimizer, "sft", recompute, subset=subset, batch_size=size)
+            found |= _outcome(f"{layout}/{optimizer}", training)
+    return found
+
+
+def _outcome(key: str, training: Training) -> dict[str, Any]:
+    """Two steps: curve, final values, whether ranks agree, bytes of whole parameters and of parts."""
+    curve, held = np.array(training.run(0, FEW_STEPS)), training.zero.held_bytes()
+    found = {"curve": curve, "values": training.values(), "agree": _agree(training)}
+    return {f"{key}/{name}": value for name, value in (found | {"held": [held["whole"], held["parts"]]}).items()}
+
+
+def case_eight() -> dict[str, Any]:
+    """As many processes as a machine has cards."""
+    found: dict[str, Any] = {}
+    for layout, (sequence, stage, optimizer) in EIGHT.items():
+        training = Training(joined(sequence), stage, optimizer, "sft", samples=four_samples)
+        found |= _outcome(layout, training)
     return found
 
 

@@ -134,6 +134,12 @@ def test_the_layouts_of_eight_cards_differ_from_the_original_in_nothing_else(nam
     assert changed <= {"name", "description", "parallel.sequence_parallel", "parallel.zero_stage"}
 
 
+def test_two_machines_differ_from_one_in_workers_and_where_zero_ends() -> None:
+    base, layout = (values(f"ascend910/sft_768x1360x77_{cards}.yaml") for cards in ("8p", "2x8p"))
+    changed = {key: layout[key] for key in base if base[key] != layout[key] and key not in ("name", "description")}
+    assert changed == {"runtime.workers": 16, "parallel.zero_ranks": 8}
+
+
 def test_unsupported_names_the_stage() -> None:
     recipe = load_recipe(FOLDER / "quickstart.yaml", ["stages.generate.parallel.zero_stage=1"]).recipe
     assert unsupported(recipe) == ["stages.generate.parallel.zero_stage: got 1, this version supports 0"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from core import ops
-from core.optim.came import CAME, unsharded, update
+from core.optim.came import CAME, unsharded, unsharded_pair, update
 from tests.core.optim.helpers import arrays, came, everything, parameters, run
 from tests.tolerances import OPERATOR, relative_error
 
@@ -163,8 +163,8 @@ def _sharded(shape, count, exchange):
 @pytest.mark.parametrize(
     ("shape", "asked", "split"),
     [
-        # Both columns, both normalisers, one rms; of more dimensions dimension 0 is no row, and rms remains.
-        ((8, 6), 5, ["value", "m", "v_row", "residual_row"]),
+        # Twice a column with its normaliser, one rms; of more dimensions dimension 0 is no row, and rms remains.
+        ((8, 6), 3, ["value", "m", "v_row", "residual_row"]),
         ((8, 3, 5), 1, ["value", "m", "v_row", "v_column", "residual_row", "residual_column"]),
         ((8,), 1, ["value", "m", "v"]),
     ],
@@ -211,7 +211,7 @@ def test_which_parameters_exchange_in_both_modes():
     for name, value in results[0].items():
         np.testing.assert_allclose(results[1][name], value, rtol=1e-5, atol=1e-7)
     statics = optimizer._for_each.statics
-    assert [s["rows_mean"] for s in statics] == [halved, unsharded, unsharded]
+    assert [s["rows_means"] is unsharded_pair for s in statics] == [False, True, True]
     assert [s["shards_mean"] for s in statics] == [halved, unsharded, halved]
     whole = came(parameters(values))
     run(whole, range(2))

@@ -20,6 +20,27 @@ def test_groups_by_hand():
     assert (mesh.row(6), mesh.column(6)) == (1, 2)
 
 
+def test_zero_over_neighbours_by_hand():
+    mesh = Mesh(ranks=8, sequence=2, zero=4)
+    assert mesh.zero_group(5) == (4, 5, 6, 7)
+    assert mesh.replica_group(5) == mesh.replica_group(1) == (1, 5)
+    every = Mesh(ranks=8, sequence=2)
+    assert (every.zero_group(5), every.replica_group(5)) == (every.world(), (5,))
+    for wrong in (0, 3, 16):
+        with pytest.raises(UserError, match=rf"parallel\.zero_ranks: got {wrong} for 8 processes, need a divisor"):
+            Mesh(ranks=8, zero=wrong)
+
+
+@given(st.integers(1, 8), st.integers(1, 8))
+def test_each_part_is_held_once_in_each_group(size, copies):
+    mesh = Mesh(ranks=size * copies, zero=size)
+    for rank in mesh.world():
+        group, replicas = mesh.zero_group(rank), mesh.replica_group(rank)
+        assert (len(group), len(replicas)) == (size, copies)
+        assert set(group) & set(replicas) == {rank}
+        assert {mesh.zero_group(r).index(r) for r in replicas} == {group.index(rank)}
+
+
 @given(st.integers(1, 8), st.integers(1, 8))
 def test_groups_cut_the_ranks_into_equal_parts_that_cross_once(data, sequence):
     mesh = Mesh(ranks=data * sequence, sequence=sequence)

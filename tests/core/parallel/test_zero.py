@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core import ops
 from core.optim.came import CAME
+from core.parallel.collectives import alone
 from core.parallel.cut import Cut
+from core.parallel.zero import Zero
 
 SHAPES = st.lists(st.integers(1, 7), min_size=1, max_size=4).map(tuple)
 
@@ -32,9 +38,13 @@ def test_parts_make_the_whole_again(shape, parts):
     assert np.array_equal(cut.assembled(ms.Tensor(pieces)).asnumpy(), whole)
 
 
-@pytest.mark.parametrize("shape", [(5, 3), (5,), (3, 2, 2, 2)])
-def test_rows_of_padding_do_not_move_came(shape):
+@pytest.mark.parametrize(
+    ("shape", "mode"),
+    [((5, 3), "pynative"), ((5,), "pynative"), ((3, 2, 2, 2), "pynative"), ((5, 3), "graph")],
+)
+def test_rows_of_padding_do_not_move_came(shape, mode):
     """A single part with padding, whose means are over the true rows, steps as the tensor itself."""
+    ops.configure(mode=mode)
     rng = np.random.default_rng(0)
     value = rng.standard_normal(shape).astype(np.float32)
     cut = Cut(shape, 1)
@@ -44,7 +54,10 @@ def test_rows_of_padding_do_not_move_came(shape):
     options = {"betas": (0.9, 0.95, 0.99), "eps": (1e-30, 1e-16), "weight_decay": 0.1}
     plain, padded = (ms.Parameter(ms.Tensor(v), name="w") for v in (value, longer))
     one = CAME([plain], **options)
-    other = CAME([padded], **options, sharded=[True], padding=[(valid, len(longer) / len(value))])
+    model: Any = None
+    exchange = Zero(model, [padded], alone().world, 1).came_options()["shards_mean"]
+    padding = [(valid, len(longer) / len(value))]
+    other = CAME([padded], **options, sharded=[True], shards_mean=exchange, padding=padding)
     for _ in range(4):
         gradient = rng.standard_normal(shape).astype(np.float32)
         one.step([ms.Tensor(gradient)], 1e-2)
@@ -52,3 +65,16 @@ def test_rows_of_padding_do_not_move_came(shape):
     got = padded.asnumpy()
     assert np.abs(got[: len(value)] - plain.asnumpy()).max() <= 1e-6
     assert np.all(got[len(value) :] == 0)
+
+
+def test_what_travels_together_has_one_type_and_is_no_larger_than_a_bucket(monkeypatch):
+    monkeypatch.setattr("core.parallel.zero.BUCKET_BYTES", 4 * 12)
+    types = [ms.float32, ms.float32, ms.float32, ms.bfloat16, ms.float32]
+    shapes = [(4, 2), (4,), (3,), (3,), (20,)]
+    parameters = [
+        ms.Parameter(ms.Tensor(np.zeros(s, np.float32)).astype(t), name=f"w{i}")
+        for i, (s, t) in enumerate(zip(shapes, types, strict=True))
+    ]
+    model: Any = None
+    group: Any = SimpleNamespace(size=2, index=0)
+    assert list(Zero(model, parameters, group, 1)._buckets()) == [[0, 1], [2], [3], [4]]
