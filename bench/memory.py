@@ -57,6 +57,13 @@ def data_segment_bytes() -> int | None:
     return _status_bytes("VmData")
 
 
+def data_segment_peak_bytes() -> int | None:
+    """The largest data segment so far, if files and shared memory were always mapped as now: the system keeps a mark
+    of the address space alone (VmPeak), so what that has lost since is added to the segment."""
+    now, size, highest = (_status_bytes(name) for name in ("VmData", "VmSize", "VmPeak"))
+    return None if now is None or size is None or highest is None else now + highest - size
+
+
 def maxrss_bytes(usage: resource.struct_rusage) -> int | None:
     """``ru_maxrss`` of a process waited for, in bytes (Linux counts KiB, macOS bytes)."""
     return (usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)) or None

@@ -1,9 +1,9 @@
 """Bytes of the stages around the transformer: text encoder, VAE with its caches and tiles, denoising. No MindSpore.
 
 The VAE's temporaries are counted at the widest moment of a resnet at the level with the largest features. With our CPU
-kernels that is where the norm's result is joined to the cached frames: the input, the result, and the two joined. On
-Ascend the norm is made of operators, and the decoder's modulated norm holds the norm, the widened scale and shift, and
-their product.
+kernels, which read norm and cached frames where they are, that is a resnet's input and the results of its two
+convolutions. On Ascend the norm is made of operators, and the decoder's modulated norm holds the norm, the widened
+scale and shift, and their product.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from core.vae.tiling import TilePlan, TilingConfig, plan_tiles
 # Ascend: tensors of the widest features alive at once: input, norm, scale, shift and product in the decoder; input,
 # norm and its square in the encoder. The convolution after it holds input, joined, padded and result, which is fewer.
 DECODER_COPIES, ENCODER_COPIES = 5, 4
-CPU_COPIES, CACHED_FRAMES = 3, 2
+CPU_RESULTS = 2
 READ_FRAMES = 2  # of a piece of the clip that is encoded (bench.tasks.encode_video)
 
 
@@ -67,8 +67,8 @@ def work_bytes(
         # Level 0 is the pixels' size; the decoder's first resnet there still has the channels of the level below.
         wide = widths[min(level + 1, len(widths) - 1)] if side == "decoder" else channels
         count = frames if level == 0 else -(-frames // 2 ** min(level, temporal_levels(config)))
-        planes = CPU_COPIES * count + CACHED_FRAMES if device == "cpu" else copies * count
-        largest = max(largest, wide * planes * (height >> level) * (width >> level))
+        held = wide + CPU_RESULTS * channels if device == "cpu" else copies * wide
+        largest = max(largest, held * count * (height >> level) * (width >> level))
     return largest * itemsize
 
 
