@@ -143,10 +143,10 @@ def measure_all(names: Iterable[str], stored: dict[str, Any] | None = None) -> d
     texts = stored.setdefault("text", {"cases": {}})
     if "baseline" not in texts:
         texts["baseline"] = measure_text(*TEXT_NONE)["phases"]["text encode"]
-    for name in TEXT_CASES:
+    for name, case in TEXT_CASES.items():
         if name in texts["cases"]:
             continue
-        made = measure_text(*TEXT_CASES[name])
+        made = measure_text(*case)
         texts["cases"][name] = {"peak": made["phases"]["text encode"], "live": made["live"]}
         write_text(STORED, json.dumps(stored, indent=1) + "\n")
         print(f"measured {name}", file=sys.stderr, flush=True)

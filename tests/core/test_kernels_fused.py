@@ -103,11 +103,11 @@ def test_upsampled_conv_is_the_convolution_of_the_upsampled(frames, time):
 def test_added_conv_is_a_convolution_and_a_sum():
     x, weight, bias, added = _random(2, 4, 3, 5, 7), _random(3, 4, 1, 1, 1), _random(3), _random(2, 3, 3, 5, 7)
 
-    def fused(*values):
-        return ops.conv3d_added(*values[:3], 1, (0, 0, 0), values[3])
+    def fused(x, weight, bias, added):
+        return ops.conv3d_added(x, weight, bias, 1, (0, 0, 0), added)
 
-    def apart(*values):
-        return ops.conv3d(*values[:3], 1, (0, 0, 0)) + values[3]
+    def apart(x, weight, bias, added):
+        return ops.conv3d(x, weight, bias, 1, (0, 0, 0)) + added
 
     values = (x, weight, bias, added)
     y = fused(*values)
@@ -138,5 +138,5 @@ def test_a_resnet_has_the_bits_of_one_from_operators(monkeypatch, shortcut):
 def test_shapes_that_do_not_fit_are_an_error():
     given = _arguments(2, cached=False, added=False, latents=None)
     with pytest.raises(RuntimeError):
-        ops.norm_conv3d(given[0], 4, *given[1:3], 1e-6, None, None, None, *given[6:8], None)[0].asnumpy()
+        ops.norm_conv3d(given[0], 4, given[1], given[2], 1e-6, None, None, None, given[6], given[7])[0].asnumpy()
     assert mint.isfinite(_fused(*given)[0]).all()
