@@ -20,12 +20,11 @@ from core.compiling import Mode, compiled, recomputed, recomputed_keeping, value
 from core.compiling import runtime as _runtime
 
 __all__ = [
-    "Mode", "adamw", "adaptive_norm", "attention", "attention_again", "attention_keeping", "chosen_kernels", "compiled",
-    "compute_dtype", "configure", "conv2d", "conv3d", "conv3d_added", "dense", "embedding", "gelu_tanh", "group_norm",
-    "group_norm_silu", "layer_norm", "linear", "mean_of_frame_pairs", "norm_conv3d", "norms_are_kernels",
-    "pad_right_bottom",
-    "recomputed", "recomputed_keeping", "repeat_nearest", "rms_norm", "rotate", "runnable_dtype", "silu", "square_sum",
-    "upsampled_conv3d", "value_and_gradients",
+    "Mode", "adamw", "adamw_bundle", "adaptive_norm", "attention", "attention_again", "attention_keeping",
+    "chosen_kernels", "compiled", "compute_dtype", "configure", "conv2d", "conv3d", "conv3d_added", "dense",
+    "embedding", "gelu_tanh", "group_norm", "group_norm_silu", "layer_norm", "linear", "mean_of_frame_pairs",
+    "norm_conv3d", "norms_are_kernels", "pad_right_bottom", "recomputed", "recomputed_keeping", "repeat_nearest",
+    "rms_norm", "rotate", "runnable_dtype", "silu", "square_sum", "upsampled_conv3d", "value_and_gradients",
 ]  # fmt: skip
 
 Kernels = Literal["auto", "operators"]
@@ -227,6 +226,14 @@ def adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, e
     ``factor`` scales the gradient; it and ``lr``, ``correction`` (1 - beta^t) are scalars, the others Python's numbers.
     """
     return _device.adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay)
+
+
+def adamw_bundle(bundle, *scalars, **static):
+    """``adamw`` of several tensors at once, outside compiled functions: ``[(value, m, v), ...]``; None: no such kernel.
+
+    A compiled update keeps a buffer for every tensor of its graph; a kernel's results are all that this makes.
+    """
+    return ops_cpu_compiled.adamw_bundle(bundle, *scalars, **static) if norms_are_kernels() else None
 
 
 def square_sum(x):

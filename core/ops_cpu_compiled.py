@@ -27,7 +27,7 @@ from core.ops_cpu import (
 )
 
 __all__ = [
-    "adamw", "adaptive_norm", "attention", "attention_again", "attention_keeping", "conv", "conv_added",
+    "adamw", "adamw_bundle", "adaptive_norm", "attention", "attention_again", "attention_keeping", "conv", "conv_added",
     "gelu_tanh", "group_norm", "group_norm_silu", "layer_norm", "linear", "norm_conv", "repeat_nearest", "rms_norm",
     "rotate", "silu", "square_sum", "upsampled_conv", "use",
 ]  # fmt: skip
@@ -71,8 +71,8 @@ def use(library: Path) -> None:
     def first_and_affine(x, weight, *_):
         return x, weight, weight
 
-    def value_and_averages(value, gradient, m, v, *_):
-        return value, m, v
+    def values_and_averages(*given):
+        return _thrice(given)
 
     def one_number(*_):
         return (1,)
@@ -103,7 +103,7 @@ def use(library: Path) -> None:
     _norm_silu = custom("norm_silu", first, _norm_silu_bprop)
     _image_gradient = custom("convolution_image_gradient", last)
     _weight_gradient = custom("convolution_weight_gradient", last_and_bias, shape=last_and_outputs)
-    _adamw = custom("adamw", value_and_averages)
+    _adamw = custom("adamw", values_and_averages)
     _square_sum = custom("square_sum", first, shape=one_number)
     _convolution = custom("convolution", first, _convolution_bprop, shape=_convolved)
     _convolution_added = custom("convolution_added", first, _added_bprop, shape=_convolved)
@@ -275,6 +275,12 @@ def rotate(x_BNSK, cos_SK, sin_SK):
     return _rotate(x_BNSK, cos_SK, sin_SK)
 
 
+def _thrice(given):
+    """Shapes (or types) of new values and averages of AdamW's tensors, from those of its arguments."""
+    count = (len(given) - 5) // 4
+    return tuple(given[:count]) * 3
+
+
 @_ops.constexpr
 def _hyper(*values):
     return ms.Tensor(np.array(values, np.float32))
@@ -285,6 +291,16 @@ def adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, e
         return ops_cpu.adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay)
     fixed = _hyper(beta1, rest1, beta2, rest2, eps, weight_decay)
     return _adamw(p["value"], p["gradient"], p["m"], p["v"], factor, lr, correction1, correction2, fixed)
+
+
+def adamw_bundle(bundle, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay):
+    if any(p["gradient"].dtype != ms.float32 for p in bundle):
+        return None
+    fixed = _hyper(beta1, rest1, beta2, rest2, eps, weight_decay)
+    given = [p[field] for field in ("value", "gradient", "m", "v") for p in bundle]
+    made = _adamw(*given, factor, lr, correction1, correction2, fixed)
+    count = len(bundle)
+    return [made[k::count] for k in range(count)]
 
 
 def square_sum(x):

@@ -60,6 +60,8 @@ class ForEach:
         shapes: shape of each tensor.
         types: its type, or whatever else tells signatures apart.
         statics: keyword arguments of ``update`` for each tensor: hashable, compiled in.
+        together: ``together([one, ...], *scalars, **static) -> [results, ...]``, the same for a bundle without a graph,
+            or None where it cannot; then ``update`` is compiled.
     """
 
     def __init__(
@@ -68,7 +70,9 @@ class ForEach:
         shapes: Sequence[tuple[int, ...]],
         types: Sequence[Hashable],
         statics: Sequence[dict[str, Any]],
+        together: Callable | None = None,
     ):
+        self.together = together
         self.statics = list(statics)
         keys = [
             (tuple(shape), kind, tuple(sorted(static.items(), key=lambda item: item[0])))
@@ -91,6 +95,8 @@ class ForEach:
         Reads and writes alternate bundle by bundle, so no more than one bundle exists twice.
         """
         for indices in self.bundles:
+            if self.together is not None and self._at_once(indices, read, write, scalars):
+                continue
             p = {}
             for place, index in enumerate(indices):
                 p |= {f"{field}.{place}": tensor for field, tensor in read(index).items()}
@@ -100,6 +106,17 @@ class ForEach:
             width = len(results) // len(indices)
             for place, index in enumerate(dict.fromkeys(indices)):
                 write(index, results[place * width : (place + 1) * width])
+
+    def _at_once(self, indices: list[int], read: Callable, write: Callable, scalars: Sequence[ms.Tensor]) -> bool:
+        """Whether ``together`` did it."""
+        assert self.together is not None
+        different = list(dict.fromkeys(indices))
+        found = self.together([read(index) for index in different], *scalars, **self.statics[indices[0]])
+        if found is None:
+            return False
+        for index, results in zip(different, found, strict=True):
+            write(index, tuple(results))
+        return True
 
 
 @functools.cache
