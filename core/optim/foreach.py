@@ -20,6 +20,7 @@ from core import ops
 
 MAX_TENSORS = 8
 MAX_BYTES = 2**25  # of one fp32 copy; a larger tensor is a bundle of its own
+CALL_BYTES = 2**20  # of one fp32 copy of the tensors that one kernel call updates; a larger one is alone
 SMALL_BYTES = 2**24  # of one fp32 copy of all tensors: so little is bundled whatever the shapes are
 SMALL_TENSORS = 32  # in such a bundle; MindSpore unrolls loops by recursion, and its depth is limited
 
@@ -78,7 +79,7 @@ class ForEach:
             (tuple(shape), kind, tuple(sorted(static.items(), key=lambda item: item[0])))
             for shape, kind, static in zip(shapes, types, statics, strict=True)
         ]
-        sizes = [math.prod(shape) for shape in shapes]
+        self.sizes = sizes = [math.prod(shape) for shape in shapes]
         small = 4 * sum(sizes) <= SMALL_BYTES
         self.bundles = (
             [part for whole in groups_of([key[1:] for key in keys]) for part in _cut(whole)]
@@ -110,12 +111,20 @@ class ForEach:
     def _at_once(self, indices: list[int], read: Callable, write: Callable, scalars: Sequence[ms.Tensor]) -> bool:
         """Whether ``together`` did it."""
         assert self.together is not None
-        different = list(dict.fromkeys(indices))
-        found = self.together([read(index) for index in different], *scalars, **self.statics[indices[0]])
-        if found is None:
-            return False
-        for index, results in zip(different, found, strict=True):
-            write(index, tuple(results))
+        waiting = list(dict.fromkeys(indices))
+        while waiting:
+            # Small ones in one call; a large one alone, or its bundle would exist twice.
+            count, size = 1, self.sizes[waiting[0]]
+            while count < len(waiting) and 4 * (size + self.sizes[waiting[count]]) <= CALL_BYTES:
+                size += self.sizes[waiting[count]]
+                count += 1
+            now, waiting = waiting[:count], waiting[count:]
+            found = self.together([read(index) for index in now], *scalars, **self.statics[now[0]])
+            if found is None:
+                return False
+            for index, results in zip(now, found, strict=True):
+                write(index, tuple(results))
+            del found
         return True
 
 
