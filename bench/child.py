@@ -25,7 +25,7 @@ from bench.context import RunContext
 from bench.events import FILE_NAME, EventLog, inputs_failed
 from bench.lifeline import PARENT, end_with_parent
 from bench.load import LoadWatch
-from bench.memory import OOM_TEXT, data_segment_bytes, device_peaks
+from bench.memory import OOM_TEXT, data_segment_bytes, data_segment_peak_bytes, device_peaks
 from bench.phases import PhaseMeter
 from bench.tasks import task_for
 from core.errors import UserError, unwritable
@@ -51,7 +51,13 @@ def main(arguments: list[str]) -> int:
         code = PASS
     device = meter.device_lifetime(_device_peaks())
     # MindSpore's pool returns nothing, so what the process has now is about the most that it had.
-    events.write("memory", hwm=meter.process_lifetime(), device=device, data_segment=data_segment_bytes())
+    events.write(
+        "memory",
+        hwm=meter.process_lifetime(),
+        device=device,
+        data_segment=data_segment_bytes(),
+        data_segment_peak=data_segment_peak_bytes(),
+    )
     if found := load.finish():
         events.write("load", **found)
     events.write("end", status=status, reason=reason, code=code, rows_failed=rows, at=time.time())

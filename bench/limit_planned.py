@@ -1,9 +1,11 @@
 """``python -m bench.limit_planned``: the boundary that ``plan`` predicts beside the one that ``limit`` finds.
 
-A small model trains on random caches (``recipes/tiny/memory.yaml``, nothing recomputed) under caps on its data segment.
-One run at the smallest number of frames, without a cap, tells what the process asks for beside the plan's bytes; from
-that and the plan the largest number of frames under each cap is predicted; ``cogbench limit`` then finds it by runs.
-Exit code 1 where the two are further apart than the plan's own bound allows.
+A small model trains on random caches (``recipes/tiny/memory.yaml``, nothing recomputed) under a cap on its data
+segment. MindSpore's pool on the CPU takes memory in blocks of 1 GiB and returns none (``empty_cache`` changes nothing),
+so what a process asks for moves by blocks: a run of one sample tells what it asks for with the first block, and the cap
+leaves no room for a second. Predicted is the largest batch whose planned bytes, with what a step of a model of a few
+kilobytes takes (``bench.plan.measured``), fit into one block; ``cogbench limit`` then finds it by runs. Exit code 1
+where the two are further apart than the plan's own bound allows.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy as np
 from bench.events import FILE_NAME, last, read_events
 from bench.measured_table import finish
 from bench.plan.measured import BOUND
+from bench.plan.measured import STORED as PLAN_STORED
 from bench.plan.memory import peak, training_phases
 from bench.plan.workload import Sizes, sizes_of, training_of
 from bench.recipe_access import open_recipe
@@ -30,42 +33,47 @@ from core.files import atomic_path, write_text
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "tiny" / "memory.yaml"
 STORED = ROOT / "bench" / "limit_planned.json"
-AXIS, FIRST, MOST = "video.frames", 5, 157
-CAPS = (1.3,)  # times what the first run asked for
+AXIS, MOST = "train.batch_size", 20  # of more samples the CPU takes attention's scores in parts: less memory
+SIZE = {"video.frames": 29, "video.height": 128, "video.width": 192}
+BLOCK = 2**30  # of MindSpore's pool on the CPU
+ROOM = 0.7  # of a block, under the cap: for whatever is not in the pool
 MIB = 2**20
 
 
-def write_caches(folder: Path, sizes: Sizes, height: int, width: int, frames: int, tokens: int) -> list[str]:
-    """One clip of random latents as long as any run needs; returns the overrides that name it."""
+def write_caches(folder: Path, sizes: Sizes, tokens: int) -> list[str]:
+    """The largest batch of clips of random latents; returns the overrides that name them."""
+    frames, height, width = SIZE.values()
     rng, text, video = np.random.default_rng(0), folder / "text", folder / "video"
     latents = rng.standard_normal((2, (frames - 1) // 4 + 2, 16, height // 8, width // 8), np.float32)
     caption = rng.standard_normal((tokens, sizes.transformer.text_embed_dim), np.float32)
-    for name in ("a.npz", EMPTY_TEXT):
-        write_text_cache(text / name, TextCache(text_emb=caption, mask=np.ones(tokens, np.uint8)))
-    write_video_cache(
-        video / "a.npz",
-        VideoCache(latent_mean=latents[0], latent_std=np.abs(latents[1]), fps=8.0, ori_size=(height, width)),
-    )
-    write_text(folder / "clips.csv", "video,caption\na.mp4,random\n")
+    words = TextCache(text_emb=caption, mask=np.ones(tokens, np.uint8))
+    write_text_cache(text / EMPTY_TEXT, words)
+    names = [f"{index}" for index in range(MOST)]
+    clip = VideoCache(latent_mean=latents[0], latent_std=np.abs(latents[1]), fps=8.0, ori_size=(height, width))
+    for name in names:
+        write_text_cache(text / f"{name}.npz", words)
+        write_video_cache(video / f"{name}.npz", clip)
+    write_text(folder / "clips.csv", "video,caption\n" + "".join(f"{name}.mp4,random\n" for name in names))
     return [
         f"data.csv={folder / 'clips.csv'}", f"data.text_embed_folder={text}", f"data.video_embed_folder={video}",
         "train.recompute=none", "train.odd_latents=refuse", "output.folder=null",
+        *(f"{key}={value}" for key, value in SIZE.items()),
     ]  # fmt: skip
 
 
-def planned_peak(overrides: Sequence[str], frames: int) -> int:
-    """The plan's bytes of the recipe with so many frames."""
-    recipe = open_recipe(RECIPE, [*overrides, f"{AXIS}={frames}"]).recipe
+def planned_peak(overrides: Sequence[str], batch: int) -> int:
+    """The plan's bytes of the recipe with so many samples."""
+    recipe = open_recipe(RECIPE, [*overrides, f"{AXIS}={batch}"]).recipe
     return peak(training_phases(training_of(recipe, sizes_of(recipe.model)))).total
 
 
-def predicted(beside: int, cap: int, peaks: dict[int, int]) -> int | None:
-    """The largest number of frames whose planned bytes, with what the process asks for ``beside`` them, fit."""
-    return max((frames for frames, size in peaks.items() if beside + size <= cap), default=None)
+def predicted(own: int, peaks: dict[int, int]) -> int | None:
+    """The largest batch whose planned bytes fit into a block of the pool beside the ``own`` ones of any step."""
+    return max((batch for batch, size in peaks.items() if own + size <= BLOCK), default=None)
 
 
-def _first_run(folder: Path, overrides: Sequence[str]) -> int:
-    """Bytes of the data segment after a run at the smallest number of frames.
+def _free_run(folder: Path, overrides: Sequence[str]) -> int:
+    """Bytes of the largest data segment of a run with one sample.
 
     Raises:
         RuntimeError: the run failed.
@@ -74,30 +82,26 @@ def _first_run(folder: Path, overrides: Sequence[str]) -> int:
     from bench.runner import Job  # noqa: PLC0415
 
     base = Job(kind="", name="", data={}, digest="", run_dir=folder, command=("bench.limit_planned",))
-    row = Rows(folder, base, memory_cap=None).make(open_recipe(RECIPE, [*overrides, f"{AXIS}={FIRST}"]), 1, 1, {})
+    row = Rows(folder, base, memory_cap=None).make(open_recipe(RECIPE, [*overrides, f"{AXIS}=1"]), 1, 1, {})
     if row.record.status not in ("ok", "unsteady"):
-        raise RuntimeError(f"the first run ended {row.record.status}: {row.record.reason}")
+        raise RuntimeError(f"the run without a cap ended {row.record.status}: {row.record.reason}")
     event = last(read_events(row.folder / FILE_NAME)[0], "memory")
     assert event is not None
-    return event["data_segment"]
+    return event["data_segment_peak"]
 
 
-def measure(caps: Sequence[float] = CAPS) -> dict[str, Any]:
-    """The first run, and a search under each cap."""
+def measure() -> dict[str, Any]:
+    """The run without a cap, and the search under one."""
     recipe = open_recipe(RECIPE, []).recipe
-    video, tokens = recipe.video, recipe.text.max_length
+    marks = json.loads(PLAN_STORED.read_text(encoding="utf-8"))
+    own = marks["baseline"] - marks["empty"]
     with tempfile.TemporaryDirectory() as name:
-        sizes = sizes_of(recipe.model)
-        overrides = write_caches(Path(name), sizes, video.height, video.width, MOST, tokens)
-        asked = _first_run(Path(name, "first"), overrides)
-        peaks = {frames: planned_peak(overrides, frames) for frames in range(FIRST, MOST + 1, 8)}
-        beside, rows = asked - peaks[FIRST], []
-        for factor in caps:
-            cap = round(factor * asked / MIB) * MIB
-            guess = predicted(beside, cap, peaks)
-            rows.append({"cap": cap, "predicted": guess} | _found(Path(name), overrides, cap, guess or FIRST))
-            print(f"cap {cap // MIB} MiB: {rows[-1]}", file=sys.stderr, flush=True)
-    return {"asked": asked, "beside": beside, "peaks": {str(f): size for f, size in peaks.items()}, "rows": rows}
+        overrides = write_caches(Path(name), sizes_of(recipe.model), recipe.text.max_length)
+        asked = _free_run(Path(name, "free"), overrides)
+        peaks = {batch: planned_peak(overrides, batch) for batch in range(1, MOST + 1)}
+        cap, guess = round((asked + ROOM * BLOCK) / MIB) * MIB, predicted(own, peaks)
+        row = {"cap": cap, "predicted": guess} | _found(Path(name), overrides, cap, guess or 1)
+    return {"asked": asked, "own": own, "peaks": {str(f): size for f, size in peaks.items()}, **row}
 
 
 def _found(folder: Path, overrides: Sequence[str], cap: int, start: int) -> dict[str, Any]:
@@ -108,53 +112,54 @@ def _found(folder: Path, overrides: Sequence[str], cap: int, start: int) -> dict
         out=folder / f"cap-{cap // MIB}", verbose=False,
     )  # fmt: skip
     _, data, _ = limit_command(arguments, ("bench.limit_planned",))
+    if data["reason"]:
+        print(data["reason"], file=sys.stderr, flush=True)
     probes = [[p["values"][AXIS], p["status"]] for p in data["probes"]]
     return {"found": data["largest_that_fits"], "fails": data["smallest_that_does_not"], "probes": sorted(probes)}
 
 
 def failures(stored: dict[str, Any], bound: float = BOUND) -> list[str]:
-    """Where the plan's bytes at the boundary that was found are further from the cap than its bound allows."""
-    peaks, problems = {int(f): size for f, size in stored["peaks"].items()}, []
-    for row in stored["rows"]:
-        where = f"cap {row['cap'] // MIB} MiB"
-        if row["found"] is None or row["fails"] is None:
-            problems.append(f"{where}: no boundary was found")
-            continue
-        low, high = ((stored["beside"] + peaks[row[key]]) / row["cap"] for key in ("found", "fails"))
-        if low > 1 + bound or high < 1 - bound:
-            text = f"predicted {row['predicted']} frames, found {row['found']}"
-            problems.append(f"{where}: {text}: the plan is further than {100 * bound:g} % from the cap")
-    return problems
+    """Where the planned bytes at the boundary that was found are further from the block than the bound allows."""
+    if stored["found"] is None or stored["fails"] is None:
+        return ["no boundary was found"]
+    low, high = ((stored["own"] + stored["peaks"][str(stored[key])]) / BLOCK for key in ("found", "fails"))
+    if low <= 1 + bound and high >= 1 - bound:
+        return []
+    text = f"predicted {stored['predicted']} samples, found {stored['found']}"
+    return [f"{text}: the plan is further than {100 * bound:g} % from a block"]
 
 
 def table(stored: dict[str, Any]) -> str:
     """Markdown."""
+    found, fails = stored["found"], stored["fails"]
+    cells = [f"{stored['cap'] / MIB:.0f}", *(str(value or "-") for value in (stored["predicted"], found, fails))]
     lines = [
-        "| cap on the data segment, MiB | predicted largest frames | found | smallest that fails | runs |",
+        "| cap on the data segment, MiB | predicted largest batch | found | smallest that fails | runs |",
         "|---:|---:|---:|---:|---:|",
+        f"| {' | '.join(cells)} | {len(stored['probes'])} |",
     ]
-    for row in stored["rows"]:
-        cells = [str(row["cap"] // MIB), *(str(row[key] or "-") for key in ("predicted", "found", "fails"))]
-        lines.append(f"| {' | '.join(cells)} | {len(row['probes'])} |")
-    asked, beside = (stored[key] / MIB for key in ("asked", "beside"))
-    note = f"A run of {FIRST} frames asked for {asked:.0f} MiB, {beside:.0f} of them beside the plan's bytes."
-    return "\n".join([*lines, "", note])
+    need = [f"{key} {(stored['own'] + stored['peaks'][str(key)]) / MIB:.0f}" for key in (found, fails) if key]
+    note = f"Without a cap a run of 1 sample asked for {stored['asked'] / MIB:.0f} MiB, a block of 1024 among them."
+    return "\n".join([*lines, "", f"{note} Planned for the pool, in MiB, by batch: {', '.join(need)}."])
 
 
 def picture(stored: dict[str, Any], path: Path) -> None:
-    """The plan's bytes over frames as a line; the runs under each cap as marks, filled where they fitted."""
+    """Planned bytes over the batch and the pool's block; the runs as marks, filled where they fitted."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - seconds to import
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes: Any = figure.add_subplot()
-    frames = [int(f) for f in stored["peaks"]]
-    axes.plot(frames, [(stored["beside"] + s) / MIB for s in stored["peaks"].values()], label="planned")
-    for index, row in enumerate(stored["rows"]):
-        for fits, face in ((True, "black"), (False, "none")):
-            x = [f for f, status in row["probes"] if (status != "oom") == fits]
-            label = ("run that fitted" if fits else "run out of memory") if index == 0 else None
-            axes.scatter(x, [row["cap"] / MIB] * len(x), facecolors=face, edgecolors="black", label=label, zorder=3)
-    axes.set(xlabel="frames", ylabel="data segment, MiB", title="Memory limit: planned and found by runs")
+    planned = {int(batch): (stored["own"] + size) / MIB for batch, size in stored["peaks"].items()}
+    axes.plot(list(planned), list(planned.values()), color="tab:blue", label="planned")
+    axes.axhline(BLOCK / MIB, color="tab:red", linestyle="--", label="what the cap leaves: one block of the pool")
+    for fits, face in ((True, "black"), (False, "none")):
+        x = [batch for batch, status in stored["probes"] if (status != "oom") == fits]
+        label = "run that fitted" if fits else "run out of memory"
+        axes.scatter(x, [planned[batch] for batch in x], facecolors=face, edgecolors="black", label=label, zorder=3)
+    title = (
+        f"Batch under a cap of {stored['cap'] / MIB:.0f} MiB: {stored['predicted']} predicted, {stored['found']} found"
+    )
+    axes.set(xlabel="samples in a batch", ylabel="MiB", title=title, ylim=(0, None))
     axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:] or "svg", metadata={"Date": None})
@@ -165,10 +170,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.limit_planned", description=__doc__)
     parser.add_argument("--stored", action="store_true", help="show the stored runs, run nothing")
     parser.add_argument("--doc", type=Path, help="rewrite the table between the markers of this file")
-    parser.add_argument("--caps", type=float, nargs="*", default=CAPS, metavar="TIMES")
     parser.add_argument("--picture", type=Path, help="write the figure to this .svg")
     options = parser.parse_args(arguments)
-    stored = json.loads(STORED.read_text(encoding="utf-8")) if options.stored else measure(options.caps)
+    stored = json.loads(STORED.read_text(encoding="utf-8")) if options.stored else measure()
     if not options.stored:
         write_text(STORED, json.dumps(stored, indent=1) + "\n")
     text = table(stored)

@@ -2,8 +2,7 @@
 
 Writes fp32 shards of a preset's transformer with random numbers, tensor by tensor and never whole, loads them as bf16
 with ``core.weights`` in a process of its own, saves them again, and deletes everything. Bound of the loading: the model
-in the type it is kept in, the largest tensor three times in fp32 (as it is mapped, as it is read, as MindSpore's
-tensor) and ``ALLOWANCE``. Exit code 1 where it is exceeded.
+in the type it is kept in, the largest tensor in fp32, and ``ALLOWANCE``. Exit code 1 where it is exceeded.
 
 The default is the 5B: 22 GB on the disk and 11 GB in memory. ``--preset tiny-1.5`` tries the command.
 """
@@ -33,8 +32,7 @@ from core.transformer.parameters import parameter_table
 
 ROOT = Path(__file__).resolve().parents[1]
 STEM = "diffusion_pytorch_model"
-COPIES = 3
-ALLOWANCE = 64 * 2**20  # Python's and MindSpore's own, while they work
+ALLOWANCE = 64 * 2**20  # Python's and MindSpore's own, while they work, and a small model's pieces
 SHARD = 2_000_000_000
 SAVED = SHARD // 4  # bytes of a shard that saving holds
 PATIENCE = 3600.0
@@ -63,7 +61,7 @@ def bounds(table: ParamTable, itemsize: int) -> dict[str, int]:
     """Bytes of the model, of its largest tensor in fp32, and of what loading may hold above what was there before."""
     sizes = [math.prod(spec.shape) for spec in table.values()]
     model, largest = itemsize * sum(sizes), 4 * max(sizes)
-    return {"parameters": sum(sizes), "model": model, "largest": largest, "bound": model + COPIES * largest + ALLOWANCE}
+    return {"parameters": sum(sizes), "model": model, "largest": largest, "bound": model + largest + ALLOWANCE}
 
 
 def measure(folder: Path, dtype: str, save: Path | None, shard: int = SAVED) -> dict[str, Any]:

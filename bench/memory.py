@@ -15,7 +15,7 @@ _RANK_FIELDS = ("device_allocated_peak_bytes", "device_reserved_peak_bytes", "pr
 _NO_REPORT = "no rank reported it: they ended before they could"
 # How MindSpore (host and Ascend) and the C++ runtime say that memory ran out.
 OOM_TEXT = re.compile(
-    r"(Memory not enough|Failed to alloc memory|Out of memory|Allocate memory failed|std::bad_alloc"
+    r"(Memory not enough|Failed to alloc memory|Out of memory|Allocate (?:device )?memory failed|std::bad_alloc"
     r"|Unable to allocate .* for an array|Cannot allocate memory|^MemoryError\b|Malloc device memory failed)",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -55,6 +55,13 @@ def resident_bytes() -> int | None:
 def data_segment_bytes() -> int | None:
     """Private writable memory that this process holds, touched or not (VmData): what RLIMIT_DATA caps."""
     return _status_bytes("VmData")
+
+
+def data_segment_peak_bytes() -> int | None:
+    """The largest data segment so far, if files and shared memory were always mapped as now: the system keeps a mark
+    of the address space alone (VmPeak), so what that has lost since is added to the segment."""
+    now, size, highest = (_status_bytes(name) for name in ("VmData", "VmSize", "VmPeak"))
+    return None if now is None or size is None or highest is None else now + highest - size
 
 
 def maxrss_bytes(usage: resource.struct_rusage) -> int | None:

@@ -53,6 +53,9 @@ LENGTH = (32, 48)  # H, W of the clips of many frames: 20 chunks of them on one 
 TILE = [32, 48]
 SIZES = ((128, 192), (256, 384), (480, 720), (768, 1360))
 BESIDE = (9, 64, 96)  # frames, H, W
+# Where activations and finished tiles outweigh the weights; of the tiles two chunks are computed, the others filled.
+LARGE = {"decode": ((49, 480, 720), (81, 768, 1360)), "encode": ((49, 480, 720),)}
+LARGE_TILE, LARGE_CHUNKS = [96, 160], 2
 
 
 def cases() -> dict[str, dict[str, Job]]:
@@ -68,6 +71,12 @@ def cases() -> dict[str, dict[str, Job]]:
             f"{h}x{w}": _ours(side, 9, h, w, tiling=TILE, first_tiles=True) for h, w in SIZES
         }
         groups[f"beside diffusers, {side}"] = beside
+        for frames, height, width in LARGE[side]:
+            size = (side, frames, height, width)
+            groups[f"beside diffusers, {side}, {frames} frames of {height}x{width}"] = {
+                "ours, tiled": _ours(*size, tiling=LARGE_TILE, chunks=LARGE_CHUNKS),
+                "diffusers, tiling": _reference("tiling", *size, LARGE_TILE) | {"chunks": LARGE_CHUNKS},
+            }
     return groups
 
 
@@ -168,6 +177,8 @@ def table(stored: Mapping[str, Any]) -> str:
 
 
 def _note(row: Mapping[str, Any]) -> str:
+    if "computed_chunks" in row:
+        return f" ({row['computed_chunks']} chunks of one tile computed, the others filled)"
     if "skipped" not in row:
         return ""
     return f" ({len(row['shapes'])} tiles computed, one of each shape; {row['skipped']} handed out as zeros)"

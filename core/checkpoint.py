@@ -1,8 +1,9 @@
 """Reading and writing folders in diffusers layout: ``config.json`` and safetensors files. No MindSpore here.
 
 A folder holds one ``*.safetensors`` file or several with an index (``*.safetensors.index.json``). Tensors are read
-one at a time, each through a memory map of its own: pages of a map that stays open count as the process's memory
-until it is closed, and a whole checkpoint would be resident beside the model. bf16 arrives as ``ml_dtypes.bfloat16``.
+one at a time, in pieces, each through a memory map of its own: pages of a map that stays open count as the process's
+memory until it is closed, and a whole checkpoint would be resident beside the model. bf16 arrives as
+``ml_dtypes.bfloat16``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from core.files import atomic_path, write_text
 from core.params import ParamTable
 
 STORED_TYPES: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+PIECE_BYTES = 2**25  # read at a time, as fp32
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _REFERENCE_VERSION = "0.42.1"  # the diffusers release whose files ours are compared with
 
@@ -62,7 +64,7 @@ def component_folder(directory: str | Path, name: str, marker: str = "config.jso
 
 
 class Checkpoint:
-    """The tensors of one folder, opened lazily; use as a context manager.
+    """The tensors of one folder, opened lazily; use as a context manager. ``bytes_read``: of tensors, as stored.
 
     Raises:
         UserError: no safetensors file, several without an index, a damaged index.
@@ -70,7 +72,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder, self.bytes_read = Path(folder), 0
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
         self.locations: dict[str, str] = {}
@@ -146,7 +148,33 @@ class Checkpoint:
     def tensor(self, name: str) -> np.ndarray:
         """Reads one tensor in its stored type."""
         with safe_open(self.folder / self.locations[name], framework="np") as file:
-            return file.get_tensor(name)
+            array = file.get_tensor(name)
+        self.bytes_read += array.nbytes
+        return array
+
+    def rows(self, name: str, start: int, stop: int, dtype: Any) -> np.ndarray:
+        """Rows ``start`` to ``stop`` along dimension 0 of a tensor that has one, as numpy type ``dtype``.
+
+        Read and cast piece by piece: beside the result there are ``PIECE_BYTES`` of the file, or one row if it is
+        longer, mapped and once more as they are stored.
+        """
+        shape = self.shape(name)
+        out = np.empty((stop - start, *shape[1:]), dtype)
+        each = max(1, PIECE_BYTES // max(1, 4 * math.prod(shape[1:])))
+        for first in range(start, stop, each):
+            last = min(stop, first + each)
+            with safe_open(self.folder / self.locations[name], framework="np") as file:
+                piece = file.get_slice(name)[first:last]
+            self.bytes_read += piece.nbytes
+            with np.errstate(over="ignore"):  # what does not fit into fp16 becomes infinite there, as on every device
+                out[first - start : last - start] = piece
+            del piece
+        return out
+
+    def whole(self, name: str, dtype: Any) -> np.ndarray:
+        """``rows`` of all rows; a number without dimensions, too."""
+        shape = self.shape(name)
+        return self.rows(name, 0, shape[0], dtype) if shape else self.tensor(name).astype(dtype)
 
     def check(self, table: ParamTable, aliases: Mapping[str, str]) -> dict[str, str]:
         """Where to read every parameter of ``table``: ``name -> tensor name``; strict both ways.

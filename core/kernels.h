@@ -179,4 +179,76 @@ struct Moments {
   float mean, inverse;
 };
 
+// SiLU of a group norm of [B, C, T, H, W] that cells may modulate (kernels_norm.cpp).
+struct GroupNorm {
+  int64_t batch, channels, frames, height, width, cells_t, cells_h, cells_w, groups;
+  float eps;
+
+  GroupNorm(const int64_t* x, const int64_t* cells, const float* settings)
+      : batch(x[0]), channels(x[1]), frames(x[2]), height(x[3]), width(x[4]), cells_t(cells[2]), cells_h(cells[3]),
+        cells_w(cells[4]), groups(static_cast<int64_t>(settings[0])), eps(settings[1]) {}
+
+  int64_t plane() const { return height * width; }
+  int64_t cells() const { return cells_t * cells_h * cells_w; }
+  int64_t each() const { return channels / groups; }
+  bool fits() const {
+    return groups > 0 && channels % groups == 0 && height % cells_h == 0 && width % cells_w == 0 && cells_t <= frames;
+  }
+
+  // With an odd number of frames the first latent stands for the first frame alone.
+  int64_t cell_of(int64_t frame) const {
+    if (cells_t == frames) return frame;
+    if (cells_t == 1) return 0;
+    if (frames % 2 == 0) return frame / (frames / cells_t);
+    return frame == 0 ? 0 : 1 + (frame - 1) / ((frames - 1) / (cells_t - 1));
+  }
+
+  // Moments of a group: sums of planes in fp32, of all planes in fp64.
+  Moments moments_of(const float* x) const {
+    const int64_t count = each() * frames, size = plane();
+    double total = 0.0, squares = 0.0;
+    for (int64_t p = 0; p < count; ++p) total += summed(x + p * size, size, 0.0f, false);
+    const double share = 1.0 / static_cast<double>(count * size);
+    const float mean = static_cast<float>(total * share);
+    for (int64_t p = 0; p < count; ++p) squares += summed(x + p * size, size, mean, true);
+    return {mean, 1.0f / std::sqrt(static_cast<float>(squares * share) + eps)};
+  }
+
+  static float summed(const float* x, int64_t size, float mean, bool squared) {
+    Lanes lanes = {};
+    float rest = 0.0f;
+    int64_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) {
+      const Lanes d = load(x + i) - mean;
+      lanes += squared ? d * d : d;
+    }
+    for (; i < size; ++i) rest += squared ? (x[i] - mean) * (x[i] - mean) : x[i] - mean;
+    return sum(lanes) + rest;
+  }
+
+  // Where the cells of one row begin; ``at``: sample and channel as one number.
+  int64_t cells_of(int64_t at, int64_t frame, int64_t row) const {
+    return ((at * cells_t + cell_of(frame)) * cells_h + row / (height / cells_h)) * cells_w;
+  }
+
+  // The factor and summand of n along one row, from the cells of that row.
+  void along_row(float weight, float bias, const float* scale, const float* shift, float* factor, float* summand) const {
+    const int64_t repeat = width / cells_w;
+    for (int64_t c = 0; c < cells_w; ++c) {
+      std::fill_n(factor + c * repeat, repeat, weight * scale[c]);
+      std::fill_n(summand + c * repeat, repeat, bias * scale[c] + shift[c]);
+    }
+  }
+};
+
+inline float sigmoid(float u) { return 1.0f / (1.0f + exponential(-u)); }
+
+inline void norm_silu_row(const float* __restrict from, const float* __restrict factor, const float* __restrict summand,
+                          Moments m, int64_t width, float* __restrict to) {
+  for (int64_t i = 0; i < width; ++i) {
+    const float u = (from[i] - m.mean) * m.inverse * factor[i] + summand[i];
+    to[i] = u * sigmoid(u);
+  }
+}
+
 }  // namespace kernels

@@ -137,8 +137,9 @@ struct Grid {
     return (phase * height + y / h.read_step()) * width + x / w.read_step();
   }
 
-  // Packs the part of ``image`` that ``rows`` outputs from row ``first`` on read.
-  void pack(const float* image, int64_t first, float* to) const {
+  // Packs the part of a plane that ``rows`` outputs from row ``first`` on read; ``source(row)`` is where a row lies.
+  template <class Source>
+  void pack(const Source& source, int64_t first, float* to) const {
     const int64_t step_h = h.read_step(), step_w = w.read_step();
     for (int64_t ph = 0; ph < step_h; ++ph) {
       for (int64_t pw = 0; pw < step_w; ++pw) {
@@ -147,7 +148,7 @@ struct Grid {
           if (row < 0 || row >= h.in) {
             std::fill_n(to, width, 0.0f);
           } else {
-            pack_row(image + row * w.in, pw + taps_w.low, step_w, to);
+            pack_row(source(row), pw + taps_w.low, step_w, to);
           }
         }
       }
@@ -165,6 +166,60 @@ struct Grid {
       for (int64_t i = before; i < end; ++i) to[i] = from[start + i * step];
     }
     std::fill(to + end, to + width, 0.0f);
+  }
+};
+
+// A dense image [B, C, T, H, W] as a convolution reads it.
+struct Dense {
+  const float* image;
+  int64_t channels, frames, height, width;
+
+  int64_t buffer() const { return 0; }
+  const float* row(int64_t b, int64_t channel, int64_t frame, int64_t row, float*) const {
+    return image + (((b * channels + channel) * frames + frame) * height + row) * width;
+  }
+};
+
+// The same, each frame but the first of an odd number repeated ``time`` times, each row and column twice.
+struct Nearest {
+  const float* image;
+  int64_t channels, frames, height, width, time;
+
+  int64_t buffer() const { return 2 * width; }
+  const float* row(int64_t b, int64_t channel, int64_t frame, int64_t row, float* buffer) const {
+    const int64_t at = frames % 2 == 0 ? frame / time : (frame == 0 ? 0 : 1 + (frame - 1) / time);
+    const float* from = image + (((b * channels + channel) * frames + at) * height + row / 2) * width;
+    for (int64_t i = 0; i < width; ++i) buffer[2 * i] = buffer[2 * i + 1] = from[i];
+    return buffer;
+  }
+};
+
+// What a causal convolution of SiLU of a group norm reads: the frames remembered from before (null: the first frame
+// again), then the norm of ``x``, made row by row when it is packed: it never exists as a whole.
+struct Normed {
+  const float* x;
+  const float* cache;
+  int64_t memory;
+  GroupNorm norm;
+  const float *weight, *bias, *scale, *shift;
+  std::vector<Moments> moments;  // of each sample and group
+
+  int64_t buffer() const { return 3 * norm.width; }
+  const float* row(int64_t b, int64_t channel, int64_t frame, int64_t row, float* buffer) const {
+    const int64_t plane = b * norm.channels + channel;
+    if (frame < memory && cache) return cache + ((plane * memory + frame) * norm.height + row) * norm.width;
+    made(b, channel, std::max<int64_t>(0, frame - memory), row, buffer, buffer + norm.width);
+    return buffer;
+  }
+
+  // One row of the norm's result; ``factors`` has room for two rows.
+  void made(int64_t b, int64_t channel, int64_t frame, int64_t row, float* to, float* factors) const {
+    const int64_t plane = b * norm.channels + channel;
+    const float* from = x + ((plane * norm.frames + frame) * norm.height + row) * norm.width;
+    const int64_t cells = norm.cells_of(plane, frame, row);
+    norm.along_row(weight[channel], bias[channel], scale + cells, shift + cells, factors, factors + norm.width);
+    norm_silu_row(from, factors, factors + norm.width,
+                  moments[static_cast<size_t>(b * norm.groups + channel / norm.each())], norm.width, to);
   }
 };
 
@@ -241,9 +296,11 @@ struct Convolution {
     });
   }
 
-  // One piece: some rows of one output plane and phase, some blocks of output channels.
-  void piece(const float* image, const float* packed, const float* bias, float* result, int64_t b, int64_t frame,
-             const Grid& grid, int64_t phase_h, int64_t phase_w, int64_t first, int64_t block_begin, int64_t block_end,
+  // One piece: some rows of one output plane and phase, some blocks of output channels. ``added``: as the result, or
+  // null.
+  template <class Source>
+  void piece(const Source& source, const float* packed, const float* bias, const float* added, float* result, int64_t b,
+             int64_t frame, const Grid& grid, int64_t phase_h, int64_t phase_w, int64_t first, int64_t block_begin, int64_t block_end,
              Scratch& scratch) const {
     std::vector<int64_t> frames;  // read by this frame
     std::vector<Tap> shifts;
@@ -265,14 +322,15 @@ struct Convolution {
     const int64_t vectors = divide_up(grid.positions(), kWide), acc_stride = vectors * kWide;
     const int64_t group = std::max<int64_t>(1, std::min(from, kPacked / std::max<int64_t>(1, x_stride)));
     const int64_t width = (block_end - block_begin) * block;
-    float* x = scratch.floats(group * x_stride + 2 * kLanes + width * acc_stride);
+    float* x = scratch.floats(group * x_stride + 2 * kLanes + width * acc_stride + source.buffer());
     float* acc = x + group * x_stride + 2 * kLanes;
+    float* buffer = acc + width * acc_stride;
     for (int64_t c = 0; c < from; c += group) {
       const int64_t channels = std::min(group, from - c);
       float* to_pack = x;
       for (int64_t i = c; i < c + channels; ++i) {
         for (const int64_t at : frames) {
-          grid.pack(image + ((b * from + i) * t.in + at) * h.in * w.in, first, to_pack);
+          grid.pack([&](int64_t row) { return source.row(b, i, at, row, buffer); }, first, to_pack);
           to_pack += grid.plane;
         }
       }
@@ -286,10 +344,13 @@ struct Convolution {
     }
     for (int64_t o = block_begin * block; o < std::min(to, block_end * block); ++o) {
       const float* sums = acc + (o - block_begin * block) * acc_stride;
-      float* plane = result + ((b * to + o) * t.out + frame) * h.out * w.out;
+      const int64_t plane = ((b * to + o) * t.out + frame) * h.out * w.out;
       for (int64_t r = 0; r < grid.rows; ++r, sums += grid.width) {
-        float* row = plane + ((first + r) * h.write_step() + phase_h) * w.out + phase_w;
-        if (w.write_step() == 1) {
+        const int64_t at = plane + ((first + r) * h.write_step() + phase_h) * w.out + phase_w;
+        float* row = result + at;
+        if (added) {
+          for (int64_t i = 0; i < grid.columns; ++i) row[i] = sums[i] + added[at + i];
+        } else if (w.write_step() == 1) {
           std::copy_n(sums, grid.columns, row);
         } else {
           for (int64_t i = 0; i < grid.columns; ++i) row[i * w.write_step()] = sums[i];
@@ -306,6 +367,12 @@ struct Convolution {
 
   // ``bias`` [to] or null. Returns 0, or 1 without memory.
   int run(const float* image, const float* weight, const float* bias, float* result) const {
+    return run(Dense{image, from, t.in, h.in, w.in}, weight, bias, nullptr, result);
+  }
+
+  // ``added``: of the result's shape, or null; for a convolution forward.
+  template <class Source>
+  int run(const Source& source, const float* weight, const float* bias, const float* added, float* result) const {
     struct Strip {
       int64_t phase_h, phase_w, first;
       Grid grid;
@@ -333,8 +400,8 @@ struct Convolution {
         thread_local Scratch scratch;
         const Strip& s = strips[static_cast<size_t>(part / groups % count)];
         const int64_t plane = part / groups / count, begin = part % groups * each;
-        piece(image, packed.data(), start.data(), result, plane / t.out, plane % t.out, s.grid, s.phase_h, s.phase_w,
-              s.first, std::min(blocks, begin), std::min(blocks, begin + each), scratch);
+        piece(source, packed.data(), start.data(), added, result, plane / t.out, plane % t.out, s.grid, s.phase_h,
+              s.phase_w, s.first, std::min(blocks, begin), std::min(blocks, begin + each), scratch);
       } catch (const std::bad_alloc&) {
         failed = 1;
       }
@@ -422,7 +489,8 @@ struct WeightGradient {
         if (at < 0 || at >= t.in) {
           std::fill_n(to, grid.plane, 0.0f);
         } else {
-          grid.pack(image + ((b * channels + i) * t.in + at) * h.in * w.in, strip * grid.rows, to);
+          const float* plane = image + ((b * channels + i) * t.in + at) * h.in * w.in;
+          grid.pack([&](int64_t row) { return plane + row * w.in; }, strip * grid.rows, to);
         }
       }
     }
@@ -562,6 +630,68 @@ int convolution(int count, void** data, int* ranks, int64_t** shapes, const char
   const Shapes s(shapes[0], shapes[1], shapes[4], shapes[3], ranks[0]);
   if (s.empty()) return 0;
   return Convolution{s.batch, s.channels, s.outputs, s.t, s.h, s.w}.run(a.in(0), a.in(1), a.in(2), a.out(4));
+} catch (const std::bad_alloc&) {
+  return 1;
+}
+
+// x, weight, bias [O], geometry, added (of y's shape) -> y + added
+int convolution_added(int count, void** data, int* ranks, int64_t** shapes, const char** types, void*, void*) try {
+  const Arguments a{count, data, ranks, shapes, types};
+  if (!a.are_fp32(6)) return 1;
+  const Shapes s(shapes[0], shapes[1], shapes[5], shapes[3], ranks[0]);
+  if (s.empty()) return 0;
+  const Dense image{a.in(0), s.channels, s.t.in, s.h.in, s.w.in};
+  return Convolution{s.batch, s.channels, s.outputs, s.t, s.h, s.w}.run(image, a.in(1), a.in(2), a.in(4), a.out(5));
+} catch (const std::bad_alloc&) {
+  return 1;
+}
+
+// x [B, C, t, h, w], weight [O, C, 1, kh, kw], bias [O], geometry of the convolution, [time] (its shape counts)
+// -> convolution of x repeated [B, C, T, 2h, 2w]
+int convolution_upsampled(int count, void** data, int* ranks, int64_t** shapes, const char** types, void*, void*) try {
+  const Arguments a{count, data, ranks, shapes, types};
+  if (!a.are_fp32(6)) return 1;
+  const int64_t* x = shapes[0];
+  const int64_t time = shapes[4][0], grown[5] = {x[0], x[1], shapes[5][2], 2 * x[3], 2 * x[4]};
+  const Shapes s(grown, shapes[1], shapes[5], shapes[3], 5);
+  if (s.empty()) return 0;
+  const Nearest image{a.in(0), s.channels, x[2], x[3], x[4], time};
+  return Convolution{s.batch, s.channels, s.outputs, s.t, s.h, s.w}.run(image, a.in(1), a.in(2), nullptr, a.out(5));
+} catch (const std::bad_alloc&) {
+  return 1;
+}
+
+// x [B, C, T, H, W], norm's weight, bias, scale, shift, (groups, eps), frames before [B, C, kt - 1, H, W] (or [1]: none),
+// weight [O, C, kt, kh, kw], bias [O], geometry, added [B, O, T, H, W] (or [1]: nothing)
+// -> causal convolution of silu(norm(x)) + added, the last frames that it read [B, C, kt - 1, H, W]
+int norm_convolution(int count, void** data, int* ranks, int64_t** shapes, const char** types, void*, void*) try {
+  const Arguments a{count, data, ranks, shapes, types};
+  if (!a.are_fp32(13)) return 1;
+  const int64_t *x = shapes[0], memory = shapes[7][2] - 1;
+  const GroupNorm norm(x, shapes[3], a.in(5));
+  if (!norm.fits()) return 1;
+  const int64_t joined[5] = {x[0], x[1], x[2] + memory, x[3], x[4]};
+  const Shapes s(joined, shapes[7], shapes[11], shapes[9], 5);
+  if (s.empty()) return 0;
+  Normed image{a.in(0), ranks[6] == 5 ? a.in(6) : nullptr, memory, norm, a.in(1), a.in(2), a.in(3), a.in(4), {}};
+  image.moments.resize(static_cast<size_t>(norm.batch * norm.groups));
+  parallel(norm.batch * norm.groups, [&](int64_t part) {
+    const int64_t first = part / norm.groups * norm.channels + part % norm.groups * norm.each();
+    image.moments[static_cast<size_t>(part)] = norm.moments_of(a.in(0) + first * norm.frames * norm.plane());
+  });
+  const Convolution convolution{s.batch, s.channels, s.outputs, s.t, s.h, s.w};
+  if (convolution.run(image, a.in(7), a.in(8), ranks[10] == 5 ? a.in(10) : nullptr, a.out(11))) return 1;
+  std::vector<float> buffer(static_cast<size_t>(image.buffer()));
+  float* to = a.out(12);
+  for (int64_t plane = 0; plane < norm.batch * norm.channels; ++plane) {
+    for (int64_t frame = 0; frame < memory; ++frame) {
+      for (int64_t row = 0; row < norm.height; ++row, to += norm.width) {
+        const int64_t at = s.t.in - memory + frame;
+        std::copy_n(image.row(plane / norm.channels, plane % norm.channels, at, row, buffer.data()), norm.width, to);
+      }
+    }
+  }
+  return 0;
 } catch (const std::bad_alloc&) {
   return 1;
 }

@@ -10,67 +10,14 @@ using namespace kernels;
 
 namespace {
 
-struct Problem {
-  int64_t batch, channels, frames, height, width, cells_t, cells_h, cells_w, groups;
-  float eps;
-
-  Problem(const int64_t* x, const int64_t* cells, const float* settings)
-      : batch(x[0]), channels(x[1]), frames(x[2]), height(x[3]), width(x[4]), cells_t(cells[2]), cells_h(cells[3]),
-        cells_w(cells[4]), groups(static_cast<int64_t>(settings[0])), eps(settings[1]) {}
-
-  int64_t plane() const { return height * width; }
-  int64_t cells() const { return cells_t * cells_h * cells_w; }
-  int64_t each() const { return channels / groups; }
-  bool fits() const {
-    return groups > 0 && channels % groups == 0 && height % cells_h == 0 && width % cells_w == 0 && cells_t <= frames;
-  }
-
-  // With an odd number of frames the first latent stands for the first frame alone.
-  int64_t cell_of(int64_t frame) const {
-    if (cells_t == frames) return frame;
-    if (cells_t == 1) return 0;
-    if (frames % 2 == 0) return frame / (frames / cells_t);
-    return frame == 0 ? 0 : 1 + (frame - 1) / ((frames - 1) / (cells_t - 1));
-  }
-
-  // Moments of a group: sums of planes in fp32, of all planes in fp64.
-  Moments moments_of(const float* x) const {
-    const int64_t count = each() * frames, size = plane();
-    double total = 0.0, squares = 0.0;
-    for (int64_t p = 0; p < count; ++p) total += summed(x + p * size, size, 0.0f, false);
-    const double share = 1.0 / static_cast<double>(count * size);
-    const float mean = static_cast<float>(total * share);
-    for (int64_t p = 0; p < count; ++p) squares += summed(x + p * size, size, mean, true);
-    return {mean, 1.0f / std::sqrt(static_cast<float>(squares * share) + eps)};
-  }
-
-  static float summed(const float* x, int64_t size, float mean, bool squared) {
-    Lanes lanes = {};
-    float rest = 0.0f;
-    int64_t i = 0;
-    for (; i + kLanes <= size; i += kLanes) {
-      const Lanes d = load(x + i) - mean;
-      lanes += squared ? d * d : d;
-    }
-    for (; i < size; ++i) rest += squared ? (x[i] - mean) * (x[i] - mean) : x[i] - mean;
-    return sum(lanes) + rest;
-  }
-};
-
-inline float sigmoid(float u) { return 1.0f / (1.0f + exponential(-u)); }
-
 // The factor and summand of n along one row, from the cells of that row.
 struct Row {
   std::vector<float> factor, summand;
 
   explicit Row(int64_t width) : factor(static_cast<size_t>(width)), summand(static_cast<size_t>(width)) {}
 
-  void fill(const Problem& p, float weight, float bias, const float* scale, const float* shift) {
-    const int64_t repeat = p.width / p.cells_w;
-    for (int64_t c = 0; c < p.cells_w; ++c) {
-      std::fill_n(factor.begin() + c * repeat, repeat, weight * scale[c]);
-      std::fill_n(summand.begin() + c * repeat, repeat, bias * scale[c] + shift[c]);
-    }
+  void fill(const GroupNorm& p, float weight, float bias, const float* scale, const float* shift) {
+    p.along_row(weight, bias, scale, shift, factor.data(), summand.data());
   }
 };
 
@@ -92,7 +39,7 @@ __attribute__((noinline)) void back(const float* __restrict from, const float* _
 
 // One group of one sample; ``cell_row`` is called before the rows of a row of cells, ``row`` for each row.
 template <class CellRow, class EachRow>
-void each_row(const Problem& p, const CellRow& cell_row, const EachRow& row) {
+void each_row(const GroupNorm& p, const CellRow& cell_row, const EachRow& row) {
   const int64_t repeat = p.height / p.cells_h;
   for (int64_t c = 0; c < p.each(); ++c) {
     for (int64_t frame = 0; frame < p.frames; ++frame) {
@@ -107,7 +54,7 @@ void each_row(const Problem& p, const CellRow& cell_row, const EachRow& row) {
 }
 
 struct Filler {
-  const Problem& p;
+  const GroupNorm& p;
   Row& row;
   const float *weight, *bias, *scale, *shift;
 
@@ -142,7 +89,7 @@ extern "C" {
 int norm_silu(int count, void** data, int* ranks, int64_t** shapes, const char** types, void*, void*) {
   const Arguments a{count, data, ranks, shapes, types};
   if (!a.are_fp32(7)) return 1;
-  const Problem p(shapes[0], shapes[3], a.in(5));
+  const GroupNorm p(shapes[0], shapes[3], a.in(5));
   if (!p.fits()) return 1;
   std::atomic<int> failed{0};
   parallel(p.batch * p.groups, [&](int64_t part) {
@@ -154,14 +101,7 @@ int norm_silu(int count, void** data, int* ranks, int64_t** shapes, const char**
       Row row(p.width);
       const float *scale = a.in(3) + first * p.cells(), *shift = a.in(4) + first * p.cells();
       each_row(p, Filler{p, row, a.in(1) + channel, a.in(2) + channel, scale, shift}, [&](int64_t at) {
-        const float* __restrict from = x + at;
-        float* __restrict to = y + at;
-        const float* __restrict factor = row.factor.data();
-        const float* __restrict summand = row.summand.data();
-        for (int64_t i = 0; i < p.width; ++i) {
-          const float u = (from[i] - m.mean) * m.inverse * factor[i] + summand[i];
-          to[i] = u * sigmoid(u);
-        }
+        norm_silu_row(x + at, row.factor.data(), row.summand.data(), m, p.width, y + at);
       });
     } catch (const std::bad_alloc&) {
       failed = 1;
@@ -174,7 +114,7 @@ int norm_silu(int count, void** data, int* ranks, int64_t** shapes, const char**
 int norm_silu_gradient(int count, void** data, int* ranks, int64_t** shapes, const char** types, void*, void*) try {
   const Arguments a{count, data, ranks, shapes, types};
   if (!a.are_fp32(12)) return 1;
-  const Problem p(shapes[0], shapes[3], a.in(5));
+  const GroupNorm p(shapes[0], shapes[3], a.in(5));
   if (!p.fits()) return 1;
   std::vector<float> partial(static_cast<size_t>(2 * p.batch * p.channels), 0.0f);
   std::atomic<int> failed{0};

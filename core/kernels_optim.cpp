@@ -5,30 +5,52 @@
 
 using namespace kernels;
 
+namespace {
+
+// Scalars of a step, and what a tensor's recipe fixes.
+struct Step {
+  float factor, lr, correction1, correction2, beta1, rest1, beta2, rest2, eps, kept;
+
+  Step(const Arguments& a, int first)
+      : factor(a.in(first)[0]), lr(a.in(first + 1)[0]), correction1(a.in(first + 2)[0]),
+        correction2(a.in(first + 3)[0]) {
+    const float* fixed = a.in(first + 4);
+    beta1 = fixed[0], rest1 = fixed[1], beta2 = fixed[2], rest2 = fixed[3], eps = fixed[4];
+    kept = 1.0f - lr * fixed[5];
+  }
+
+  void run(const float* __restrict p, const float* __restrict g, const float* __restrict m, const float* __restrict v,
+           float* __restrict p_out, float* __restrict m_out, float* __restrict v_out, int64_t n) const {
+    const Step s = *this;
+    parallel((n + kPart - 1) / kPart, [=](int64_t part) {
+      const int64_t end = std::min(n, (part + 1) * kPart);
+      for (int64_t i = part * kPart; i < end; ++i) {
+        const float gradient = g[i] * s.factor;
+        const float first = s.beta1 * m[i] + s.rest1 * gradient;
+        const float second = s.beta2 * v[i] + s.rest2 * (gradient * gradient);
+        m_out[i] = first;
+        v_out[i] = second;
+        p_out[i] = p[i] * s.kept - s.lr * (first / s.correction1) / (std::sqrt(second / s.correction2) + s.eps);
+      }
+    });
+  }
+};
+
+}  // namespace
+
 extern "C" {
 
-// value, gradient, m, v of one shape; scalars factor, lr, correction1, correction2;
-// fixed [beta1, 1 - beta1, beta2, 1 - beta2, eps, weight_decay] -> value, m, v
+// values, gradients, m, v of n tensors; scalars factor, lr, correction1, correction2;
+// fixed [beta1, 1 - beta1, beta2, 1 - beta2, eps, weight_decay] -> values, m, v
 int adamw(int count, void** data, int* ranks, int64_t** shapes, const char** types, void*, void*) {
   const Arguments a{count, data, ranks, shapes, types};
-  if (!a.are_fp32(12)) return 1;
-  const float *__restrict p = a.in(0), *__restrict g = a.in(1), *__restrict m = a.in(2), *__restrict v = a.in(3);
-  const float factor = a.in(4)[0], lr = a.in(5)[0], correction1 = a.in(6)[0], correction2 = a.in(7)[0];
-  const float beta1 = a.in(8)[0], rest1 = a.in(8)[1], beta2 = a.in(8)[2], rest2 = a.in(8)[3];
-  const float eps = a.in(8)[4], kept = 1.0f - lr * a.in(8)[5];
-  float *__restrict p_out = a.out(9), *__restrict m_out = a.out(10), *__restrict v_out = a.out(11);
-  const int64_t n = a.size(0);
-  parallel((n + kPart - 1) / kPart, [=](int64_t part) {
-    const int64_t end = std::min(n, (part + 1) * kPart);
-    for (int64_t i = part * kPart; i < end; ++i) {
-      const float gradient = g[i] * factor;
-      const float first = beta1 * m[i] + rest1 * gradient;
-      const float second = beta2 * v[i] + rest2 * (gradient * gradient);
-      m_out[i] = first;
-      v_out[i] = second;
-      p_out[i] = p[i] * kept - lr * (first / correction1) / (std::sqrt(second / correction2) + eps);
-    }
-  });
+  const int n = (count - 5) / 7, out = 4 * n + 5;
+  if (n < 1 || !a.are_fp32(7 * n + 5)) return 1;
+  const Step step(a, 4 * n);
+  for (int k = 0; k < n; ++k) {
+    step.run(a.in(k), a.in(n + k), a.in(2 * n + k), a.in(3 * n + k), a.out(out + k), a.out(out + n + k),
+             a.out(out + 2 * n + k), a.size(k));
+  }
   return 0;
 }
 

@@ -93,6 +93,14 @@ class Model(nn.Cell):
         assert tuple(parameter.shape) == tuple(value.shape), (name, parameter.shape, value.shape)
         parameter.set_data(ms.Tensor(value).astype(self.param_dtype))
 
+    def adopt(self, name: str, value: np.ndarray) -> None:
+        """Sets parameter ``name`` to an array of its shape and stored type, whose memory becomes the parameter's."""
+        parameter = self._params[name]
+        assert tuple(parameter.shape) == tuple(value.shape), (name, parameter.shape, value.shape)
+        tensor = ms.Tensor.from_numpy(value)
+        assert tensor.dtype == self.param_dtype, (name, tensor.dtype, self.param_dtype)
+        parameter.set_data(tensor)
+
     def add(self, parameter: ms.Parameter, *, handed_out: bool = True) -> None:
         """Adds a parameter from outside (not in ``table``, any type); ``handed_out``: ``block`` returns it."""
         self.insert_param_to_cell(parameter.name, parameter, check_name_contain_dot=False)

@@ -21,12 +21,11 @@ from core.compiling import Mode, compiled, recomputed, recomputed_keeping, value
 from core.compiling import runtime as _runtime
 
 __all__ = [
-    "Mode", "adamw", "adaptive_norm", "attention", "attention_again", "attention_keeping", "chosen_kernels",
-    "chosen_launch", "compiled",
-    "compute_dtype", "configure", "conv2d", "conv3d", "dense", "embedding", "gelu_tanh", "group_norm",
-    "group_norm_silu", "layer_norm", "linear", "mean_of_frame_pairs", "norms_are_kernels", "pad_right_bottom",
-    "recomputed", "recomputed_keeping", "repeat_nearest", "rms_norm", "rotate", "runnable_dtype", "silu", "square_sum",
-    "value_and_gradients",
+    "Mode", "adamw", "adamw_bundle", "adaptive_norm", "attention", "attention_again", "attention_keeping",
+    "chosen_kernels", "chosen_launch", "compiled", "compute_dtype", "configure", "conv2d", "conv3d", "conv3d_added",
+    "dense", "embedding", "gelu_tanh", "group_norm", "group_norm_silu", "layer_norm", "linear", "mean_of_frame_pairs",
+    "norm_conv3d", "norms_are_kernels", "pad_right_bottom", "recomputed", "recomputed_keeping", "repeat_nearest",
+    "rms_norm", "rotate", "runnable_dtype", "silu", "square_sum", "upsampled_conv3d", "value_and_gradients",
 ]  # fmt: skip
 
 Kernels = Literal["auto", "operators"]
@@ -170,6 +169,32 @@ def conv3d(x, weight, bias, stride, padding):
     return _device.conv(x, weight, bias, stride, padding)
 
 
+# Three convolutions that read or write what would otherwise be a tensor of its own, for where memory counts and
+# ``norms_are_kernels``: same bits as the operators one after the other.
+
+
+def conv3d_added(x, weight, bias, stride, padding, added):
+    """``conv3d(x, ...) + added`` without a third tensor of that shape."""
+    return ops_cpu_compiled.conv_added(x, weight, bias, stride, padding, added)
+
+
+def upsampled_conv3d(x, time, weight, bias):
+    """A convolution of each frame of ``x`` as ``ops_modulation.upsample`` widens it (by ``time`` and 2): padded, stride
+    1, ``[B, C, T, H, W]``, ``weight [O, C, 1, kh, kw]`` -> ``[B, O, T', 2H, 2W]``."""
+    return ops_cpu_compiled.upsampled_conv(x, time, weight, bias)
+
+
+def norm_conv3d(x, num_groups, norm_weight, norm_bias, eps, scale, shift, cache, weight, bias, added=None):
+    """A convolution, causal in time, of ``group_norm_silu(x [B, C, T, H, W], ...)`` after the frames ``cache``.
+
+    ``weight [O, C, kt, kh, kw]``; ``cache [B, C, kt - 1, H, W]``, None repeats the first frame; ``added`` of the
+    result's shape or None -> ``([B, O, T, H, W] + added, cache for what follows)``.
+    """
+    return ops_cpu_compiled.norm_conv(
+        x, num_groups, norm_weight, norm_bias, eps, scale, shift, cache, weight, bias, added
+    )  # fmt: skip
+
+
 def pad_right_bottom(x):
     """One row and one column of zeros after the last: ``[B, C, T, H, W] -> [B, C, T, H + 1, W + 1]``."""
     return _ops.Pad(((0, 0), (0, 0), (0, 0), (0, 1), (0, 1)))(x)  # ops.pad: see core.ops_cpu_conv
@@ -224,6 +249,14 @@ def adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, e
     ``factor`` scales the gradient; it and ``lr``, ``correction`` (1 - beta^t) are scalars, the others Python's numbers.
     """
     return _device.adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay)
+
+
+def adamw_bundle(bundle, *scalars, **static):
+    """``adamw`` of several tensors at once, outside compiled functions: ``[(value, m, v), ...]``; None: no such kernel.
+
+    A compiled update keeps a buffer for every tensor of its graph; a kernel's results are all that this makes.
+    """
+    return ops_cpu_compiled.adamw_bundle(bundle, *scalars, **static) if norms_are_kernels() else None
 
 
 def square_sum(x):

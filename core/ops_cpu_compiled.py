@@ -14,7 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops as _ops
 
-from core import ops_cpu
+from core import ops_cpu, ops_modulation
 from core.ops_cpu import (
     attention,
     attention_again,
@@ -27,14 +27,17 @@ from core.ops_cpu import (
 )
 
 __all__ = [
-    "adamw", "adaptive_norm", "attention", "attention_again", "attention_keeping", "conv", "gelu_tanh", "group_norm",
-    "group_norm_silu", "layer_norm", "linear", "repeat_nearest", "rms_norm", "rotate", "silu",
-    "square_sum", "use",
+    "adamw", "adamw_bundle", "adaptive_norm", "attention", "attention_again", "attention_keeping", "conv", "conv_added",
+    "gelu_tanh", "group_norm", "group_norm_silu", "layer_norm", "linear", "norm_conv", "repeat_nearest", "rms_norm",
+    "rotate", "silu", "square_sum", "upsampled_conv", "use",
 ]  # fmt: skip
 
 # Primitives of the library given to ``use``: the graph compiler resolves module globals.
 _library: Path | None = None
 _convolution: Any = None
+_convolution_added: Any = None
+_convolution_upsampled: Any = None
+_norm_convolution: Any = None
 _image_gradient: Any = None
 _weight_gradient: Any = None
 _norm_silu: Any = None
@@ -54,6 +57,7 @@ def use(library: Path) -> None:
     global _library, _gelu, _gelu_gradient, _norm, _norm_gradient, _rotate, _rotate_gradient  # noqa: PLW0603  see above
     global _convolution, _image_gradient, _weight_gradient, _norm_silu, _norm_silu_gradient  # noqa: PLW0603  see above
     global _adamw, _square_sum  # noqa: PLW0603  see above
+    global _convolution_added, _convolution_upsampled, _norm_convolution  # noqa: PLW0603  see above
     if library == _library:
         return
     _library = library
@@ -61,11 +65,14 @@ def use(library: Path) -> None:
     def first(x, *_):
         return x
 
+    def first_twice(x, *_):
+        return x, x
+
     def first_and_affine(x, weight, *_):
         return x, weight, weight
 
-    def value_and_averages(value, gradient, m, v, *_):
-        return value, m, v
+    def values_and_averages(*given):
+        return _thrice(given)
 
     def one_number(*_):
         return (1,)
@@ -96,9 +103,12 @@ def use(library: Path) -> None:
     _norm_silu = custom("norm_silu", first, _norm_silu_bprop)
     _image_gradient = custom("convolution_image_gradient", last)
     _weight_gradient = custom("convolution_weight_gradient", last_and_bias, shape=last_and_outputs)
-    _adamw = custom("adamw", value_and_averages)
+    _adamw = custom("adamw", values_and_averages)
     _square_sum = custom("square_sum", first, shape=one_number)
     _convolution = custom("convolution", first, _convolution_bprop, shape=_convolved)
+    _convolution_added = custom("convolution_added", first, _added_bprop, shape=_convolved)
+    _convolution_upsampled = custom("convolution_upsampled", first, _upsampled_bprop, shape=_convolved_upsampled)
+    _norm_convolution = custom("norm_convolution", first_twice, _norm_convolution_bprop, shape=_norm_convolved)
 
 
 def _gelu_bprop(x, out, grad):
@@ -133,7 +143,7 @@ def group_norm_silu(x, num_groups, weight, bias, eps, scale, shift):
     return _norm_silu(x, weight, bias, scale, shift, _settings(num_groups, eps))
 
 
-def _convolved(x, weight, bias, geometry):
+def _convolved(x, weight, bias, geometry, *_):
     """The output's shape; the shape of ``geometry`` is stride and padding + 1 on three axes (``kernels_conv.cpp``)."""
     space = len(x) - 2
     sizes = zip(x[2:], weight[2:], geometry[3 - space : 3], geometry[6 - space :], strict=True)
@@ -152,6 +162,79 @@ def _geometry(space, stride, padding):
     padding = (padding,) * space if isinstance(padding, int) else padding
     shape = (*(1,) * (3 - space), *stride, *(1,) * (3 - space), *(p + 1 for p in padding))
     return ms.Tensor(np.zeros(shape, np.float32))
+
+
+def _added_bprop(x, weight, bias, geometry, added, out, grad):
+    return (*_convolution_bprop(x, weight, bias, geometry, out, grad), grad)
+
+
+def _grown(frames, time):
+    return frames * time if frames % 2 == 0 else 1 + (frames - 1) * time
+
+
+def _convolved_upsampled(x, weight, bias, geometry, time):
+    return _convolved([x[0], x[1], _grown(x[2], time[0]), 2 * x[3], 2 * x[4]], weight, bias, geometry)
+
+
+def _upsampled_bprop(x, weight, bias, geometry, time, out, grad):
+    large = ops_modulation.upsample(x, time.shape[0], 2, repeat_nearest)
+    dlarge, dweight, dbias, dgeometry = _convolution_bprop(large, weight, bias, geometry, out, grad)
+    batch, channels, frames, height, width = x.shape
+    dx = dlarge.reshape(batch, channels, dlarge.shape[2], height, 2, width, 2).sum((4, 6))
+    if frames % 2 == 0:
+        dx = dx.reshape(batch, channels, frames, time.shape[0], height, width).sum(3)
+    elif frames > 1:
+        later = dx[:, :, 1:].reshape(batch, channels, frames - 1, time.shape[0], height, width).sum(3)
+        dx = _ops.concat((dx[:, :, :1], later), 2)
+    return dx, dweight, dbias, dgeometry, _ops.zeros_like(time)
+
+
+def _norm_convolved(x, weight, bias, scale, shift, settings, cache, kernel, kernel_bias, geometry, added):
+    memory = kernel[2] - 1
+    joined = [x[0], x[1], x[2] + memory, x[3], x[4]]
+    return _convolved(joined, kernel, kernel_bias, geometry), [x[0], x[1], memory, x[3], x[4]]
+
+
+def _norm_convolution_bprop(
+    x, weight, bias, scale, shift, settings, cache, kernel, kernel_bias, geometry, added, out, grad
+):  # fmt: skip
+    """Made of the gradients of the parts; what the convolution read is computed again."""
+    memory, frames = kernel.shape[2] - 1, x.shape[2]
+    made = _norm_silu(x, weight, bias, scale, shift, settings)
+    before = (made[:, :, :1],) * memory if len(cache.shape) == 1 else (cache,)
+    joined = _ops.concat((*before, made), 2)
+    djoined, dkernel, dkernel_bias, dgeometry = _convolution_bprop(joined, kernel, kernel_bias, geometry, out, grad[0])
+    djoined = _ops.concat((djoined[:, :, :frames], djoined[:, :, frames:] + grad[1]), 2)
+    dmade = djoined[:, :, memory:]
+    if len(cache.shape) == 1:
+        dcache = _ops.zeros_like(cache)
+        dfirst = djoined[:, :, : memory + 1].sum(2, keepdims=True)
+        dmade = dfirst if frames == 1 else _ops.concat((dfirst, dmade[:, :, 1:]), 2)
+    else:
+        dcache = djoined[:, :, :memory]
+    dadded = _ops.zeros_like(added) if len(added.shape) == 1 else grad[0]
+    dnorm = _norm_silu_gradient(x, weight, bias, scale, shift, settings, dmade)
+    return (*dnorm, _ops.zeros_like(settings), dcache, dkernel, dkernel_bias, dgeometry, dadded)
+
+
+def conv_added(x, weight, bias, stride, padding, added):
+    return _convolution_added(x, weight, bias, _geometry(len(x.shape) - 2, stride, padding), added)
+
+
+def upsampled_conv(x, time, weight, bias):
+    padding = (0, weight.shape[3] // 2, weight.shape[4] // 2)
+    return _convolution_upsampled(x, weight, bias, _geometry(3, 1, padding), _constant(0.0, time))
+
+
+def norm_conv(x, num_groups, norm_weight, norm_bias, eps, scale, shift, cache, weight, bias, added):
+    cells = (x.shape[0], x.shape[1], 1, 1, 1)
+    scale = _constant(1.0, *cells) if scale is None else scale
+    shift = _constant(0.0, *cells) if shift is None else shift
+    nothing = _constant(0.0, 1)
+    cache, added = nothing if cache is None else cache, nothing if added is None else added
+    geometry = _geometry(3, 1, (0, weight.shape[3] // 2, weight.shape[4] // 2))
+    settings = _settings(num_groups, eps)
+    return _norm_convolution(x, norm_weight, norm_bias, scale, shift, settings, cache, weight, bias, geometry, added)
 
 
 def conv(x, weight, bias, stride, padding):
@@ -192,6 +275,12 @@ def rotate(x_BNSK, cos_SK, sin_SK):
     return _rotate(x_BNSK, cos_SK, sin_SK)
 
 
+def _thrice(given):
+    """Shapes (or types) of new values and averages of AdamW's tensors, from those of its arguments."""
+    count = (len(given) - 5) // 4
+    return tuple(given[:count]) * 3
+
+
 @_ops.constexpr
 def _hyper(*values):
     return ms.Tensor(np.array(values, np.float32))
@@ -202,6 +291,16 @@ def adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, e
         return ops_cpu.adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay)
     fixed = _hyper(beta1, rest1, beta2, rest2, eps, weight_decay)
     return _adamw(p["value"], p["gradient"], p["m"], p["v"], factor, lr, correction1, correction2, fixed)
+
+
+def adamw_bundle(bundle, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay):
+    if any(p["gradient"].dtype != ms.float32 for p in bundle):
+        return None
+    fixed = _hyper(beta1, rest1, beta2, rest2, eps, weight_decay)
+    given = [p[field] for field in ("value", "gradient", "m", "v") for p in bundle]
+    made = _adamw(*given, factor, lr, correction1, correction2, fixed)
+    count = len(bundle)
+    return [made[k::count] for k in range(count)]
 
 
 def square_sum(x):

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import mindspore as ms
 import numpy as np
 
-from core.checkpoint import Checkpoint, component_folder, read_json, write_checkpoint, write_config
+from core.checkpoint import STORED_TYPES, Checkpoint, component_folder, read_json, write_checkpoint, write_config
 from core.configs import SchedulerConfig, T5Config, TransformerConfig, VAEConfig
 from core.errors import UserError
 from core.files import write_text
@@ -43,6 +43,11 @@ def ms_type(dtype: str) -> ms.Type:
     return _TYPES[dtype]
 
 
+def _numpy_type(model: Model) -> Any:
+    """Of the type in which the model keeps its parameters."""
+    return STORED_TYPES[next(name for name, kind in _TYPES.items() if kind == model.param_dtype)]
+
+
 def load_into(model: _M, folder: str | Path, aliases: Mapping[str, str] | None = None) -> _M:
     """Fills ``model`` from the safetensors in ``folder``, one tensor at a time; the stored type is cast to the model's.
 
@@ -52,9 +57,46 @@ def load_into(model: _M, folder: str | Path, aliases: Mapping[str, str] | None =
     with Checkpoint(folder) as checkpoint:
         sources = checkpoint.check(model.table, aliases or {})
         for name, source in sources.items():
-            model.assign(name, checkpoint.tensor(source).astype(np.float32, copy=False))
+            model.adopt(name, checkpoint.whole(source, _numpy_type(model)))
         model.source_types = dict(Counter(checkpoint.dtype(source) for source in sources.values()))
     return model
+
+
+class Stored:
+    """A model's parameters where they lie on the disk, for a process that wants its rows of them alone.
+
+    Raises:
+        WeightsError: as ``load_into``.
+    """
+
+    def __init__(self, model: Model, folder: Path, aliases: Mapping[str, str] | None = None):
+        self._checkpoint, self._type = Checkpoint(folder), _numpy_type(model)
+        self._sources = self._checkpoint.check(model.table, aliases or {})
+        model.source_types = dict(Counter(self._checkpoint.dtype(source) for source in self._sources.values()))
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of tensors that were read, as they are stored."""
+        return self._checkpoint.bytes_read
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows of parameter ``name`` along its first dimension: fp32, of the values that the model's type holds."""
+        return self._checkpoint.rows(self._sources[name], start, stop, self._type).astype(np.float32, copy=False)
+
+    def whole(self, name: str) -> np.ndarray:
+        """The whole parameter, likewise."""
+        return self._checkpoint.whole(self._sources[name], self._type).astype(np.float32, copy=False)
+
+
+def stored_transformer(directory: str | Path, dtype: str = "fp32") -> tuple[CogVideoXTransformer3DModel, Stored]:
+    """A transformer whose parameters are not read, and where they lie (``core.parallel.zero.Zero`` of stage 3).
+
+    What is not trained has to be assigned.
+    """
+    folder = component_folder(directory, "transformer")
+    config = TransformerConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+    model = CogVideoXTransformer3DModel(config, ms_type(dtype))
+    return model, Stored(model, folder)
 
 
 def load_transformer(directory: str | Path, dtype: str = "fp32") -> CogVideoXTransformer3DModel:

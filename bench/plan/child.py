@@ -31,7 +31,7 @@ def main(path: str) -> None:
     # Loads the libraries that any computation needs: they belong to the empty process, not to the model.
     ms.mint.matmul(ms.Tensor(np.ones((8, 8), np.float32)), ms.Tensor(np.ones((8, 8), np.float32))).asnumpy()
     phases: dict[str, int | None] = {"empty": process_hwm_bytes()}
-    live = {"empty": lambda *_: {}, "train": _train}[job["what"]](recipe, job, phases)
+    live = {"empty": lambda *_: {}, "train": _train, "text": _text}[job["what"]](recipe, job, phases)
     print(json.dumps({"phases": phases, "live": live}), flush=True)
 
 
@@ -108,6 +108,24 @@ def _train(recipe: Any, job: dict, phases: dict[str, int | None]) -> dict[str, i
         "optimizer": sum(state.values()),
         "ema": sum(ema.state_bytes().values()) if ema else 0,
     }
+
+
+def _text(recipe: Any, job: dict, phases: dict[str, int | None]) -> dict[str, int]:
+    """A text encoder of the job's sizes over random tokens."""
+    import mindspore as ms  # noqa: PLC0415
+
+    from bench.context import synchronize  # noqa: PLC0415
+    from core.text.t5 import T5EncoderModel  # noqa: PLC0415
+
+    config = replace(PRESETS[recipe.model.preset].text, **job["text"])
+    encoder = T5EncoderModel(config).initialize(recipe.model.init_seed)
+    synchronize()
+    phases["built"] = process_hwm_bytes()
+    reset_hwm()
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (job["batch"], job["tokens"]), np.int32)
+    encoder(ms.Tensor(ids)).asnumpy()
+    phases["text encode"] = process_hwm_bytes()
+    return {"parameters": _bytes(encoder.get_parameters())}
 
 
 def _batch(recipe: Any, config: Any, preset: Any, number: int) -> Any:

@@ -1,9 +1,9 @@
 """Bytes of the stages around the transformer: text encoder, VAE with its caches and tiles, denoising. No MindSpore.
 
 The VAE's temporaries are counted at the widest moment of a resnet at the level with the largest features. With our CPU
-kernels that is where the norm's result is joined to the cached frames: the input, the result, and the two joined. On
-Ascend the norm is made of operators, and the decoder's modulated norm holds the norm, the widened scale and shift, and
-their product.
+kernels, which read norm and cached frames where they are, that is a resnet's input and the results of its two
+convolutions. On Ascend the norm is made of operators, and the decoder's modulated norm holds the norm, the widened
+scale and shift, and their product.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from core.vae.tiling import TilePlan, TilingConfig, plan_tiles
 # Ascend: tensors of the widest features alive at once: input, norm, scale, shift and product in the decoder; input,
 # norm and its square in the encoder. The convolution after it holds input, joined, padded and result, which is fewer.
 DECODER_COPIES, ENCODER_COPIES = 5, 4
-CPU_COPIES, CACHED_FRAMES = 3, 2
+CPU_RESULTS = 2
+# The text encoder on the CPU: copies of the scores and tensors of the width that the pool comes to hold. Tensors of one
+# layer split the pieces that larger ones of the layer before have freed, so the moments of attention and feed-forward
+# add up. Read off three of the measured cases (docs/design/016).
+TEXT_SCORES, TEXT_STREAMS = 7, 8
 READ_FRAMES = 2  # of a piece of the clip that is encoded (bench.tasks.encode_video)
 
 
@@ -67,8 +71,8 @@ def work_bytes(
         # Level 0 is the pixels' size; the decoder's first resnet there still has the channels of the level below.
         wide = widths[min(level + 1, len(widths) - 1)] if side == "decoder" else channels
         count = frames if level == 0 else -(-frames // 2 ** min(level, temporal_levels(config)))
-        planes = CPU_COPIES * count + CACHED_FRAMES if device == "cpu" else copies * count
-        largest = max(largest, wide * planes * (height >> level) * (width >> level))
+        held = wide + CPU_RESULTS * channels if device == "cpu" else copies * wide
+        largest = max(largest, held * count * (height >> level) * (width >> level))
     return largest * itemsize
 
 
@@ -103,12 +107,13 @@ def vae_phase(
     )
 
 
-def text_phase(config: T5Config, *, batch: int, tokens: int, itemsize: int) -> Phase:
+def text_phase(config: T5Config, *, batch: int, tokens: int, itemsize: int, device: str = "ascend") -> Phase:
     """Encoding ``batch`` texts: weights, the widest feed-forward moment and attention's scores (written out, fp32)."""
-    rows = batch * tokens
-    wide = (3 if is_gated(config) else 2) * config.d_ff
-    scores = 2 * 4 * batch * config.num_heads * tokens * tokens
-    work = rows * (2 * config.d_model + wide) * itemsize
+    rows, one = batch * tokens, 4 * batch * config.num_heads * tokens * tokens
+    copies, streams, more = (TEXT_SCORES, TEXT_STREAMS, 1) if device == "cpu" else (2, 2, 0)
+    scores = copies * one
+    wide = ((3 if is_gated(config) else 2) + more) * config.d_ff
+    work = rows * (streams * config.d_model + wide) * itemsize
     return Phase(
         name="text encode",
         bytes={"parameters": table_bytes(text_table(config), itemsize), "text encoder": work + scores},

@@ -19,6 +19,7 @@ from typing import Any
 
 from bench.child_env import full_environment
 from bench.measured_table import finish
+from bench.plan.encoders import text_phase
 from bench.plan.memory import peak, state_classes, training_phases
 from bench.plan.workload import Sizes, elements, training_of
 from bench.recipe_access import open_recipe
@@ -55,6 +56,25 @@ CASES: dict[str, tuple[dict[str, int], list[str]]] = {
 }
 
 
+# The text encoder's sizes, texts and tokens of each; the plan is compared with a process of a few kilobytes' encoder.
+TEXT_NONE: tuple[dict[str, int], int, int] = ({}, 1, 8)
+_T5 = {"d_model": 512, "d_kv": 64, "num_heads": 8, "num_layers": 4}
+TEXT_CASES: dict[str, tuple[dict[str, int], int, int]] = {
+    "text: 4 of 1024 tokens": (_T5 | {"d_ff": 1024}, 4, 1024),
+    "text: 32 of 128, wide": (_T5 | {"d_ff": 4096}, 32, 128),
+    "text: 8 of 226, 8 layers": ({"d_model": 1024, "d_kv": 64, "num_heads": 16, "d_ff": 2816, "num_layers": 8}, 8, 226),
+    "text: 8 of 300, 6 layers": ({"d_model": 768, "d_kv": 64, "num_heads": 12, "d_ff": 2048, "num_layers": 6}, 8, 300),
+}
+
+
+def predicted_text(name: str) -> dict[str, Any]:
+    """Peak and live bytes of one case of the text encoder."""
+    sizes, batch, tokens = TEXT_CASES[name]
+    config = replace(PRESETS["tiny-1.5"].text, **sizes)
+    phase = text_phase(config, batch=batch, tokens=tokens, itemsize=4, device="cpu")
+    return {"peak": phase.total, "phase": phase.name, "live": {"parameters": phase.bytes["parameters"]}}
+
+
 def predicted(name: str) -> dict[str, Any]:
     """Peak, its classes, and the live bytes of one case, from its recipe."""
     shape, overrides = CASES[name]
@@ -77,13 +97,23 @@ def predicted(name: str) -> dict[str, Any]:
 
 
 def measure(shape: dict[str, int], overrides: list[str]) -> dict[str, Any]:
-    """Runs one child and returns its marks and live bytes.
+    """Trains in a child and returns its marks and live bytes."""
+    return _child({"what": "train", "transformer": shape, "steps": 2}, overrides)
+
+
+def measure_text(sizes: dict[str, int], batch: int, tokens: int) -> dict[str, Any]:
+    """Encodes in a child and returns its marks and live bytes."""
+    return _child({"what": "text", "text": sizes, "batch": batch, "tokens": tokens}, [])
+
+
+def _child(job: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """What one child printed.
 
     Raises:
         RuntimeError: it died; with the end of its messages.
     """
     loaded = open_recipe(RECIPE, overrides)
-    job = {"what": "train", "recipe": loaded.data, "transformer": shape, "steps": 2}
+    job = job | {"recipe": loaded.data}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "job.json")
         write_text(path, json.dumps(job))
@@ -110,6 +140,16 @@ def measure_all(names: Iterable[str], stored: dict[str, Any] | None = None) -> d
         stored["cases"][name] = {"peak": max(marks["backward"], marks["update"]), "live": made["live"]}
         write_text(STORED, json.dumps(stored, indent=1) + "\n")
         print(f"measured {name}", file=sys.stderr, flush=True)
+    texts = stored.setdefault("text", {"cases": {}})
+    if "baseline" not in texts:
+        texts["baseline"] = measure_text(*TEXT_NONE)["phases"]["text encode"]
+    for name, case in TEXT_CASES.items():
+        if name in texts["cases"]:
+            continue
+        made = measure_text(*case)
+        texts["cases"][name] = {"peak": made["phases"]["text encode"], "live": made["live"]}
+        write_text(STORED, json.dumps(stored, indent=1) + "\n")
+        print(f"measured {name}", file=sys.stderr, flush=True)
     return stored
 
 
@@ -124,10 +164,12 @@ def _near(mib: dict[str, float], plan: dict[str, int]) -> bool:
 
 def compare(stored: dict[str, Any]) -> list[dict[str, Any]]:
     """Predictions of the formulas as they are now beside the stored measurements."""
-    rows = []
-    for name, made in stored["cases"].items():
-        plan = predicted(name)
-        total = stored["baseline"] + plan["peak"]
+    rows, texts = [], stored["text"]
+    both = [(stored["baseline"], *item, predicted) for item in stored["cases"].items()]
+    both += [(texts["baseline"], *item, predicted_text) for item in texts["cases"].items()]
+    for baseline, name, made, formula in both:
+        plan = formula(name)
+        total = baseline + plan["peak"]
         equal = _same(made["live"], plan["live"]) if "live" in made else _near(made["live_mib"], plan["live"])
         rows.append(
             {
@@ -142,6 +184,7 @@ def failures(rows: list[dict[str, Any]], bound: float = BOUND) -> list[str]:
     """What a gate refuses: a residual beyond the bound, live bytes that differ, too few cases to say anything."""
     found = [f"{r['name']}: residual {100 * r['residual']:+.1f} %" for r in rows if abs(r["residual"]) > bound]
     found += [f"{r['name']}: live bytes differ from the plan's" for r in rows if not r["live_equal"]]
+    found += [f"{name}: not measured" for name in TEXT_CASES if name not in {r["name"] for r in rows}]
     return found + ([f"{len(rows)} cases, need 12"] if len(rows) < 12 else [])
 
 
@@ -158,8 +201,9 @@ def table(stored: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             f"| {row['name']} | {' | '.join(cells)} | {100 * row['residual']:+.1f} % | {row['phase']} | {equal} |"
         )
     empty, base = (stored[key] / 2**20 for key in ("empty", "baseline"))
+    text = f"an encoder of a few kilobytes {stored['text']['baseline'] / 2**20:.0f} MiB"
     return "\n".join(
-        [*lines, "", f"Empty process {empty:.0f} MiB, with a step of a model of a few kilobytes {base:.0f} MiB."]
+        [*lines, "", f"Empty process {empty:.0f} MiB, with a step of a model of a few kilobytes {base:.0f}, {text}."]
     )
 
 

@@ -87,7 +87,9 @@ def _train(recipe: Any, sizes: Sizes, profile: Profile) -> dict[str, Any]:
 def _online(recipe: Any, sizes: Sizes) -> list[Phase]:
     frames, height, width, _ = max(buckets_of(recipe), key=lambda s: s[0] * s[1] * s[2])
     tokens = recipe.text.max_length or sizes.transformer.max_text_seq_length
-    text = encoders.text_phase(sizes.text, batch=1, tokens=tokens, itemsize=_itemsize(recipe))
+    text = encoders.text_phase(
+        sizes.text, batch=1, tokens=tokens, itemsize=_itemsize(recipe), device=recipe.runtime.device
+    )
     video = encoders.vae_phase(
         sizes.vae, "encoder", frames=frames, height=height, width=width, tiling=tiling_of(recipe.vae),
         itemsize=_itemsize(recipe, recipe.vae), streamed=False, device=recipe.runtime.device,
@@ -132,7 +134,13 @@ def _generate(recipe: Any, sizes: Sizes, profile: Profile) -> dict[str, Any]:
     phases = []
     if recipe.inputs.prompt_embeds is None:
         phases.append(
-            encoders.text_phase(sizes.text, batch=1, tokens=recipe.text.max_length, itemsize=_itemsize(recipe))
+            encoders.text_phase(
+                sizes.text,
+                batch=1,
+                tokens=recipe.text.max_length,
+                itemsize=_itemsize(recipe),
+                device=recipe.runtime.device,
+            )
         )
     shards = recipe.parallel.sequence_parallel
     phases.append(
@@ -195,8 +203,9 @@ def _decode_latents(recipe: Any, sizes: Sizes, profile: Profile) -> dict[str, An
 def _encode_text(recipe: Any, sizes: Sizes, profile: Profile) -> dict[str, Any]:
     section = recipe.text
     phase = encoders.text_phase(
-        sizes.text, batch=section.batch_size, tokens=section.max_length, itemsize=_itemsize(recipe)
-    )
+        sizes.text, batch=section.batch_size, tokens=section.max_length, itemsize=_itemsize(recipe),
+        device=recipe.runtime.device,
+    )  # fmt: skip
     return {"phases": [_reserved(phase, profile)], "suggestions": [], **_stage_cost({}, profile, 1)}
 
 

@@ -40,12 +40,12 @@ class Models:
         """Whether a folder of component ``name`` is there (a preset has none)."""
         return self._preset is None and getattr(self._folders(), name) is not None
 
-    def _note(self, name: str, model: Any) -> Any:
+    def _note(self, name: str, model: Any, read: Callable[[str], Any] | None = None) -> Any:
         count = sum(spec.size for spec in model.table.values())
         origin = f"preset {self._model.preset}, seed {self._model.init_seed}" if self._preset else model.source_types
         self._ctx.note(name, {"parameters": count, "stored_types": origin})
         with self._ctx.stage("digest"):
-            digest_parameters(self._ctx, f"input/{name}", model)
+            digest_parameters(self._ctx, f"input/{name}", model, read)
         return model
 
     def transformer(self, dtype: str | None = None) -> Any:
@@ -65,6 +65,22 @@ class Models:
         model.compute_dtype = self.compute_dtype
         self._attach_lora(model)
         return self._note("transformer", model)
+
+    def stored_transformer(self, dtype: str) -> tuple[Any, Any] | None:
+        """The transformer without its trained parameters, and where they lie; None where they have to be made first.
+
+        For processes that keep parts only. The first one reads all of it for the digests, a tensor at a time.
+        """
+        from core import weights  # noqa: PLC0415
+
+        if self._preset or self._model.lora is not None:
+            return None
+        model, stored = weights.stored_transformer(self._folders().need("transformer"), dtype)
+        model.compute_dtype = self.compute_dtype
+        for name, spec in model.table.items():
+            if not spec.trainable:
+                model.assign(name, stored.whole(name))
+        return (self._note("transformer", model, stored.whole) if self._ctx.rank.index == 0 else model), stored
 
     def _attach_lora(self, transformer: Any) -> None:
         if self._model.lora is None:

@@ -40,7 +40,7 @@ class _Trainer:
 
     def __init__(self, recipe: Any, ctx: RunContext, models: Models):
         self.recipe, self.ctx = recipe, ctx
-        transformer = models.transformer(recipe.runtime.dtype if recipe.train.method == "sft" else None)
+        transformer, stored = train_setup.load_transformer(recipe, models)
         scheduler = models.scheduler(transformer.config, "ddim")
         self.processes = processes_of(recipe)
         self.row = self.processes.mesh.row(self.processes.rank)
@@ -49,7 +49,9 @@ class _Trainer:
         self.validation = train_setup.make_validation(recipe, source, transformer, scheduler)
         lora = train_setup.start_lora(recipe, transformer)
         self.facts = self._facts(transformer, frozen=lora is not None)
-        self.state = _state(recipe, transformer, scheduler, lora, self.processes)
+        self.state = _state(recipe, transformer, scheduler, lora, self.processes, stored)
+        if stored is not None:
+            ctx.note("parameter_bytes_read", stored.bytes_read)
         self.shapes: set[tuple[int, ...]] = set()
         self.waited = self.worked = 0.0
         self.skipped = self.validated = 0
@@ -238,13 +240,15 @@ class _Trainer:
                 ctx.artifact("checkpoint", path)
 
 
-def _state(recipe: Any, transformer: Any, scheduler: Any, lora: Any, processes: Any) -> TrainingState:
+def _state(
+    recipe: Any, transformer: Any, scheduler: Any, lora: Any, processes: Any, stored: Any = None
+) -> TrainingState:
     from core.train.step import TrainStep  # noqa: PLC0415 - imports mindspore
 
     section = recipe.train
     train_setup.set_recompute(recipe, transformer)
     parameters = transformer.trainable_params() if lora is None else lora.parameters
-    zero = train_setup.spread(recipe, transformer, parameters, processes)
+    zero = train_setup.spread(recipe, transformer, parameters, processes, stored)
     optimizer, scale = train_setup.make_optimizer(recipe, zero), train_setup.make_loss_scale(recipe)
     step_fn = TrainStep(
         transformer, scheduler, optimizer, max_grad_norm=section.max_grad_norm, seed=recipe.seed, loss=section.loss,

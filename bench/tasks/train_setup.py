@@ -192,13 +192,21 @@ def start_lora(recipe: Any, transformer: Any) -> Any:
     return found
 
 
-def spread(recipe: Any, transformer: Any, parameters: list[Any], processes: Any) -> Any:
+def load_transformer(recipe: Any, models: Any) -> tuple[Any, Any]:
+    """The transformer to train; and where its parameters lie, if each process reads no more than its rows (ZeRO-3)."""
+    if recipe.train.method != "sft":
+        return models.transformer(None), None
+    found = models.stored_transformer(recipe.runtime.dtype) if recipe.parallel.zero_stage == 3 else None
+    return found or (models.transformer(recipe.runtime.dtype), None)
+
+
+def spread(recipe: Any, transformer: Any, parameters: list[Any], processes: Any, stored: Any = None) -> Any:
     """Lays the model out over the processes; what this one holds of ``parameters`` (``core.parallel.zero.Zero``)."""
     from core.parallel.zero import Zero  # noqa: PLC0415 - imports mindspore
 
     share_transformer(transformer, processes)
     return Zero(
-        transformer, parameters, processes.zero, recipe.parallel.zero_stage, replicas=processes.replicas
+        transformer, parameters, processes.zero, recipe.parallel.zero_stage, replicas=processes.replicas, stored=stored
     )  # fmt: skip
 
 

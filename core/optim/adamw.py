@@ -39,7 +39,8 @@ class AdamW(Optimizer):
         self.betas = beta1, beta2 = betas
         hyper = {"beta1": beta1, "beta2": beta2, "rest1": 1.0 - beta1, "rest2": 1.0 - beta2, "eps": eps}
         statics = [{**hyper, "weight_decay": value} for value in decayed(parameters, decay, weight_decay)]
-        super().__init__(parameters, [{"m": zeros(q.shape), "v": zeros(q.shape)} for q in parameters], update, statics)
+        states = [{"m": zeros(q.shape), "v": zeros(q.shape)} for q in parameters]
+        super().__init__(parameters, states, update, statics, together=ops.adamw_bundle)
 
     def scalars(self, lr: float) -> tuple[ms.Tensor, ...]:
         """Learning rate and the corrections of the averages' start at zero."""

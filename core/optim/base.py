@@ -49,6 +49,7 @@ class Optimizer:
         update: ``update(one, *scalars, **static) -> (value, *fields of the state, in order)``; ``one`` holds ``value``
             and the state in fp32, and ``gradient`` in its own type.
         statics: compiled-in keyword arguments of ``update`` for each parameter.
+        together: see ``core.optim.foreach.ForEach``.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Optimizer:
         states: Sequence[State],
         update: Callable,
         statics: Sequence[dict[str, Any]],
+        together: Callable | None = None,
     ):
         self.parameters = list(parameters)
         self.names = [str(q.name) for q in self.parameters]
@@ -66,7 +68,7 @@ class Optimizer:
         self._constants: list[State] = [{} for _ in self.parameters]  # more that ``update`` reads and nothing changes
         self.masters = {index: q.astype(ms.float32) for index, q in enumerate(self.parameters) if q.dtype != ms.float32}
         shapes = [tuple(q.shape) for q in self.parameters]
-        self._for_each = ForEach(update, shapes, [str(q.dtype) for q in self.parameters], statics)
+        self._for_each = ForEach(update, shapes, [str(q.dtype) for q in self.parameters], statics, together)
 
     def scalars(self, lr: float) -> tuple[ms.Tensor, ...]:
         """What ``update`` receives before the gradients' factor; ``step_count`` is already that of this step."""

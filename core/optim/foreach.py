@@ -20,6 +20,7 @@ from core import ops
 
 MAX_TENSORS = 8
 MAX_BYTES = 2**25  # of one fp32 copy; a larger tensor is a bundle of its own
+CALL_BYTES = 2**20  # of one fp32 copy of the tensors that one kernel call updates; a larger one is alone
 SMALL_BYTES = 2**24  # of one fp32 copy of all tensors: so little is bundled whatever the shapes are
 SMALL_TENSORS = 32  # in such a bundle; MindSpore unrolls loops by recursion, and its depth is limited
 
@@ -60,6 +61,8 @@ class ForEach:
         shapes: shape of each tensor.
         types: its type, or whatever else tells signatures apart.
         statics: keyword arguments of ``update`` for each tensor: hashable, compiled in.
+        together: ``together([one, ...], *scalars, **static) -> [results, ...]``, the same for a bundle without a graph,
+            or None where it cannot; then ``update`` is compiled.
     """
 
     def __init__(
@@ -68,13 +71,15 @@ class ForEach:
         shapes: Sequence[tuple[int, ...]],
         types: Sequence[Hashable],
         statics: Sequence[dict[str, Any]],
+        together: Callable | None = None,
     ):
+        self.together = together
         self.statics = list(statics)
         keys = [
             (tuple(shape), kind, tuple(sorted(static.items(), key=lambda item: item[0])))
             for shape, kind, static in zip(shapes, types, statics, strict=True)
         ]
-        sizes = [math.prod(shape) for shape in shapes]
+        self.sizes = sizes = [math.prod(shape) for shape in shapes]
         small = 4 * sum(sizes) <= SMALL_BYTES
         self.bundles = (
             [part for whole in groups_of([key[1:] for key in keys]) for part in _cut(whole)]
@@ -91,6 +96,8 @@ class ForEach:
         Reads and writes alternate bundle by bundle, so no more than one bundle exists twice.
         """
         for indices in self.bundles:
+            if self.together is not None and self._at_once(indices, read, write, scalars):
+                continue
             p = {}
             for place, index in enumerate(indices):
                 p |= {f"{field}.{place}": tensor for field, tensor in read(index).items()}
@@ -100,6 +107,25 @@ class ForEach:
             width = len(results) // len(indices)
             for place, index in enumerate(dict.fromkeys(indices)):
                 write(index, results[place * width : (place + 1) * width])
+
+    def _at_once(self, indices: list[int], read: Callable, write: Callable, scalars: Sequence[ms.Tensor]) -> bool:
+        """Whether ``together`` did it."""
+        assert self.together is not None
+        waiting = list(dict.fromkeys(indices))
+        while waiting:
+            # Small ones in one call; a large one alone, or its bundle would exist twice.
+            count, size = 1, self.sizes[waiting[0]]
+            while count < len(waiting) and 4 * (size + self.sizes[waiting[count]]) <= CALL_BYTES:
+                size += self.sizes[waiting[count]]
+                count += 1
+            now, waiting = waiting[:count], waiting[count:]
+            found = self.together([read(index) for index in now], *scalars, **self.statics[now[0]])
+            if found is None:
+                return False
+            for index, results in zip(now, found, strict=True):
+                write(index, tuple(results))
+            del found
+        return True
 
 
 @functools.cache

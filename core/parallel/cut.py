@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +47,14 @@ class Cut:
     def part(self, whole: np.ndarray, index: int) -> np.ndarray:
         """Part ``index`` of an array, padded with zeros."""
         rows = np.asarray(whole).reshape(self.rows_shape)
-        mine = held(len(rows), self.parts, index)
+        return self.part_of(lambda start, stop: rows[start:stop], index)
+
+    def part_of(self, rows: Callable[[int, int], np.ndarray], index: int) -> np.ndarray:
+        """The same where ``rows(start, stop)`` gives rows of ``rows_shape``."""
+        mine = held(self.rows_shape[0], self.parts, index)
         out = np.zeros(self.part_shape, np.float32)
-        out[: len(mine)] = rows[mine.start : mine.stop]
+        if len(mine):
+            out[: len(mine)] = rows(mine.start, mine.stop)
         return out
 
     def spread(self, whole: Any) -> Any:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import mindspore as ms
@@ -69,6 +70,8 @@ class Zero:
         replicas: where ``group`` is only some of the processes: those, one of each such group, that hold the same parts
             as this one. Parts of gradients are summed over them once a step. With a group inside a machine and replicas
             across machines, gathering stays inside (hybrid sharding, arXiv:2304.11277).
+        stored: for stage 3, where the parameters lie that were not read: ``rows(name, start, stop)`` and
+            ``whole(name)`` in fp32 (``core.weights.Stored``). Only the own rows are read then.
 
     Attributes:
         whole: the parameters that the model computes with, in its type; none in stage 3.
@@ -78,8 +81,10 @@ class Zero:
 
     def __init__(
         self, model: Model, parameters: Sequence[ms.Parameter], group: Group, stage: int, *, masters: bool = True,
-        replicas: Group | None = None,
+        replicas: Group | None = None, stored: Any = None,
     ):  # fmt: skip
+        assert stored is None or stage == 3, "stages below 3 keep whole parameters"
+        self._stored = stored
         self.model, self.group, self.stage, self._replicas = model, group, stage, replicas
         self.whole = list(parameters)
         self.names = [str(q.name) for q in self.whole]
@@ -103,8 +108,14 @@ class Zero:
             self.whole = []
 
     def _own(self, parameter: ms.Parameter, cut: Cut) -> ms.Parameter:
-        array = cut.part(parameter.astype(ms.float32).asnumpy(), self.group.index)
-        return ms.Parameter(ms.Tensor(array), name=str(parameter.name))
+        name = str(parameter.name)
+        if self._stored is None:
+            array = cut.part(parameter.astype(ms.float32).asnumpy(), self.group.index)
+        elif cut.rows_shape[0] == cut.shape[0]:
+            array = cut.part_of(partial(self._stored.rows, name), self.group.index)
+        else:  # leading ones: rows lie in a later dimension
+            array = cut.part(self._stored.whole(name), self.group.index)
+        return ms.Parameter(ms.Tensor.from_numpy(array), name=name)
 
     @property
     def copy(self) -> int:

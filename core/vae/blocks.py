@@ -6,10 +6,14 @@ norms, each of t, h, w dividing (after the first frame) the T, H, W of the featu
 A compiled graph keeps its buffers, and every shape has its own: whole compiled resnets made a decode's peak memory a
 multiple of what it is. So only norm + SiLU is compiled, and that only where it is made of several operators: norms gain
 speed from compiling then, convolutions do not, and norms of one shape share a graph.
+
+Where norms are our own kernels, a block outside a compiled function goes without everything that is only read once
+(``core.ops.norm_conv3d``): of the widest features only a resnet's input and two results exist at a time.
 """
 
 from __future__ import annotations
 
+import mindspore as ms
 from mindspore import mint
 
 from core import ops, ops_modulation
@@ -26,18 +30,23 @@ def upsample(x, time, space):
     return ops_modulation.upsample(x, time, space, ops.repeat_nearest)
 
 
+def _modulation(p, z):
+    """Norm's weight and bias, and the scale and shift that the latents give its result (None without latents)."""
+    if z is None:
+        return p["weight"], p["bias"], None, None
+    scale = ops.conv3d(z, p["conv_y.conv.weight"], p["conv_y.conv.bias"], 1, (0, 0, 0))
+    shift = ops.conv3d(z, p["conv_b.conv.weight"], p["conv_b.conv.bias"], 1, (0, 0, 0))
+    return p["norm_layer.weight"], p["norm_layer.bias"], scale, shift
+
+
 def norm_silu(p, x, z, *, groups, eps):
     """SiLU of the GroupNorm of ``x [B, C, T, H, W]``, modulated by the latents ``z`` unless None. Shape unchanged.
 
     ``y = GroupNorm(x) * conv_y(up(z)) + conv_b(up(z))`` (arXiv 2209.09002); the 1x1x1 convolutions commute with
     nearest-neighbour upsampling, so they run at the latents' size.
     """
-    if z is None:
-        return ops.group_norm_silu(x, groups, p["weight"], p["bias"], eps)
-    scale = ops.conv3d(z, p["conv_y.conv.weight"], p["conv_y.conv.bias"], 1, (0, 0, 0))
-    shift = ops.conv3d(z, p["conv_b.conv.weight"], p["conv_b.conv.bias"], 1, (0, 0, 0))
-    weight, bias = p["norm_layer.weight"], p["norm_layer.bias"]
-    return ops.group_norm_silu(x, groups, weight, bias, SPATIAL_NORM_EPS, scale, shift)
+    weight, bias, scale, shift = _modulation(p, z)
+    return ops.group_norm_silu(x, groups, weight, bias, eps if z is None else SPATIAL_NORM_EPS, scale, shift)
 
 
 _compiled_norm_silu = ops.compiled(norm_silu)
@@ -58,11 +67,35 @@ def _inside(p, name):
     return {key[len(name) + 1 :]: tensor for key, tensor in p.items() if key.startswith(name + ".")}
 
 
+def fuses(x):
+    """Whether blocks outside compiled functions take the way that makes fewer tensors."""
+    return ops.norms_are_kernels() and x.dtype == ms.float32
+
+
+def norm_conv(norm, convolution, x, z, cache, *, groups, eps, added=None):
+    """``causal_conv3d`` of ``norm_silu`` in one operator, see ``fuses``: ``-> ([B, O, T, H, W] + added, cache)``."""
+    weight, bias, scale, shift = _modulation(norm, z)
+    kernel, eps = convolution["conv.weight"], eps if z is None else SPATIAL_NORM_EPS
+    return ops.norm_conv3d(x, groups, weight, bias, eps, scale, shift, cache, kernel, convolution["conv.bias"], added)
+
+
+def _fused_resnet(p, x, z, cache1, cache2, *, groups, eps):
+    shortcut = "conv_shortcut.weight" in p
+    one, two = [(_inside(p, f"norm{n}"), _inside(p, f"conv{n}")) for n in (1, 2)]
+    h, cache1 = norm_conv(*one, x, z, cache1, groups=groups, eps=eps)
+    h, cache2 = norm_conv(*two, h, z, cache2, groups=groups, eps=eps, added=None if shortcut else x)
+    if shortcut:
+        h = ops.conv3d_added(x, p["conv_shortcut.weight"], p["conv_shortcut.bias"], 1, (0, 0, 0), h)
+    return h, cache1, cache2
+
+
 def resnet(p, x, z, cache1, cache2, *, groups, eps, whole=False):
     """Residual block ``x [B, C, T, H, W] -> ([B, C', T, H, W], cache1, cache2)``; ``z`` is None in the encoder.
 
     ``whole``: the caller compiles the block.
     """
+    if not whole and fuses(x):
+        return _fused_resnet(p, x, z, cache1, cache2, groups=groups, eps=eps)
     # The norms' results have no name here: the convolution lets go of them when it has joined them to the cache.
     h, cache1 = causal_conv3d(
         _norm_silu(whole)(_inside(p, "norm1"), x, z, groups=groups, eps=eps),
@@ -101,6 +134,14 @@ def upsampler(p, x, *, expand_time):
     """``[B, C, T, H, W] -> [B, C, T', 2H, 2W]``: nearest neighbour, then a convolution of each frame."""
     x = upsample(x, 2 if expand_time else 1, 2)
     return _conv_frames(x, p["conv.weight"], p["conv.bias"], 1, 1)
+
+
+def lone_upsampler(p, x, *, expand_time):
+    """``upsampler`` outside a compiled block: where ``fuses``, the widened features never exist."""
+    if not fuses(x):
+        return upsampler(p, x, expand_time=expand_time)
+    weight = p["conv.weight"].reshape(*p["conv.weight"].shape[:2], 1, *p["conv.weight"].shape[2:])
+    return ops.upsampled_conv3d(x, 2 if expand_time else 1, weight, p["conv.bias"])
 
 
 def pointwise(p, x):

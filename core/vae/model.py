@@ -169,7 +169,7 @@ class AutoencoderKLCogVideoX(Model):
             x = self._resnets(f"decoder.up_blocks.{i}", config.layers_per_block + 1, x, z, cache=cache, new=new)
             if i < last:
                 p = self.block(f"decoder.up_blocks.{i}.upsamplers.0")
-                run = blocks.compiled_upsampler if self.whole_blocks else blocks.upsampler
+                run = blocks.compiled_upsampler if self.whole_blocks else blocks.lone_upsampler
                 x = run(p, x, expand_time=i < temporal_levels(config))
         return self._head("decoder", x, z, cache, new), new
 
@@ -197,9 +197,13 @@ class AutoencoderKLCogVideoX(Model):
         return x
 
     def _head(self, side, x, z, cache, new):
-        p, groups = self.block(f"{side}.norm_out"), self.config.norm_num_groups
+        p, groups, name = self.block(f"{side}.norm_out"), self.config.norm_num_groups, f"{side}.conv_out"
+        if not self.whole_blocks and blocks.fuses(x):
+            static = {"groups": groups, "eps": blocks.SPATIAL_NORM_EPS}
+            y, new[name] = blocks.norm_conv(p, self.block(name), x, z, cache.pop(name, None), **static)
+            return y
         x = blocks.lone_norm_silu(p, x, z, groups=groups, eps=blocks.SPATIAL_NORM_EPS)
-        return self._causal(f"{side}.conv_out", x, cache, new)
+        return self._causal(name, x, cache, new)
 
     def _video_plan(self, shape: tuple[int, ...], frames: int, tiling: TilingConfig | None) -> TilePlan:
         channels, ratio = self.config.in_channels, self.config.spatial_compression_ratio

@@ -38,20 +38,22 @@ def test_the_table_has_ratios() -> None:
 
 
 def limits(found: int | None, fails: int | None) -> dict[str, Any]:
-    """A plan of 10 MiB a frame beside 500 MiB, under a cap of 1000 MiB: 50 frames are predicted."""
-    peaks = {str(n): 10 * n * MIB for n in range(10, 101, 10)}
+    """A plan of 20 MiB a sample beside 24 MiB of any step: 50 samples fit into a block of 1024 MiB."""
+    peaks = {str(n): 20 * n * MIB for n in range(10, 101)}
     row = {"cap": 1000 * MIB, "predicted": 50, "found": found, "fails": fails, "probes": [[50, "ok"], [60, "oom"]]}
-    return {"asked": 600 * MIB, "beside": 500 * MIB, "peaks": peaks, "rows": [row]}
+    return {"asked": 600 * MIB, "own": 24 * MIB, "peaks": peaks, **row}
 
 
 def test_prediction_by_hand() -> None:
-    peaks = {n: 10 * n * MIB for n in range(10, 101, 10)}
-    assert limit_planned.predicted(500 * MIB, 1000 * MIB, peaks) == 50
-    assert limit_planned.predicted(500 * MIB, 550 * MIB, peaks) is None
+    peaks = {n: 20 * n * MIB for n in range(10, 101)}
+    assert limit_planned.predicted(24 * MIB, peaks) == 50
+    assert limit_planned.predicted(25 * MIB, peaks) == 49
+    assert limit_planned.predicted(1000 * MIB, peaks) is None
 
 
 @pytest.mark.parametrize(
-    ("found", "fails", "refused"), [(50, 60, 0), (60, 70, 0), (40, 50, 0), (70, 80, 1), (30, 30, 1), (None, 10, 1)]
+    ("found", "fails", "refused"),
+    [(50, 51, 0), (54, 55, 0), (46, 47, 0), (56, 57, 1), (43, 44, 1), (None, 10, 1), (20, None, 1)],
 )
 def test_a_boundary_far_from_the_plan_is_refused(found: int | None, fails: int | None, refused: int) -> None:
     assert len(limit_planned.failures(limits(found, fails))) == refused

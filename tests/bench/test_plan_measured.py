@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from bench.plan import child, measured, memory
+from bench.plan import child, encoders, measured, memory
+from core.presets import PRESETS
 
+DEVICES = ("ascend", "cpu")
 STORED = json.loads(measured.STORED.read_text(encoding="utf-8"))
 
 
@@ -43,7 +46,22 @@ def test_live_bytes_that_differ_are_refused() -> None:
 
 
 def test_few_cases_say_nothing() -> None:
-    assert measured.failures([]) == ["0 cases, need 12"]
+    missing = [f"{name}: not measured" for name in measured.TEXT_CASES]
+    assert measured.failures([]) == [*missing, "0 cases, need 12"]
+
+
+@pytest.mark.parametrize("name", ["TEXT_SCORES", "TEXT_STREAMS"])
+def test_a_changed_formula_of_the_text_encoder_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(encoders, name, 4 * getattr(encoders, name))
+    assert any(text.startswith("text:") for text in problems())
+
+
+def test_the_text_phase_by_hand() -> None:
+    config = replace(PRESETS["tiny-1.5"].text, d_model=4, d_ff=8, num_heads=2)
+    on = {device: encoders.text_phase(config, batch=3, tokens=5, itemsize=2, device=device) for device in DEVICES}
+    rows, scores = 3 * 5 * 2, 4 * 3 * 2 * 5 * 5
+    assert on["ascend"].bytes["text encoder"] == rows * (2 * 4 + 3 * 8) + 2 * scores
+    assert on["cpu"].bytes["text encoder"] == rows * (8 * 4 + 4 * 8) + 7 * scores
 
 
 def test_every_case_is_a_valid_recipe() -> None:

@@ -54,8 +54,8 @@ def test_a_formula_that_drifts_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_plan_of_a_case_by_hand() -> None:
     job = cases()["flat in time, decode"]["9 frames"]
-    # The last level's first resnet: its input of 256 channels and 9 frames, the norm's, and both with 2 cached frames.
-    widest, pixels = 256 * (9 + 9 + 11) * 32 * 48 * 4, 2 * 9 * 3 * 32 * 48 * 4
+    # The last level's first resnet: its input of 256 channels and 9 frames, and two results of 128.
+    widest, pixels = (256 + 2 * 128) * 9 * 32 * 48 * 4, 2 * 9 * 3 * 32 * 48 * 4
     cached = cache_bytes(PRESETS["5b"].vae, "decoder", 32, 48, 4)
     assert PLANNED({"job": job, "loaded": 1000}) == 1000 + widest + cached + pixels
     assert PLANNED({"job": cases()["beside diffusers, decode"]["diffusers, plain"], "loaded": 1000}) is None

@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from core import ops
+from core import native, ops
 from core.errors import WeightsError
 from core.optim import foreach
 from tests.core.optim.helpers import (
@@ -53,6 +53,19 @@ def test_graph_equals_pynative(make):
         np.testing.assert_allclose(results[1][name], value, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.skipif(native.library().path is None, reason="the kernels need a C++ compiler")
+def test_with_kernels_no_graph_is_built_for_adamw():
+    """A compiled update keeps a buffer for each tensor of its graph."""
+    ops.configure(mode="graph")
+    values = arrays(0, [(6, 10)] * 3 + [(3,)] * 40)
+    one = adamw(parameters(values))
+    assert graphs_built(lambda: run(one, range(2))) == 0
+    ops.configure(mode="graph", kernels="operators")
+    other = adamw(parameters(values))
+    run(other, range(2))
+    assert same_bits(everything(one), everything(other))
+
+
 @pytest.fixture
 def large(monkeypatch):
     """Bundles as for a large model, by shape."""
@@ -66,7 +79,7 @@ def _cut_into_single(monkeypatch):
 @pytest.mark.parametrize("make", BOTH)
 def test_shapes_of_a_small_model_share_a_graph_and_change_no_bit(make, monkeypatch):
     """CAME's constants tell matrices from vectors: two graphs, not one."""
-    ops.configure(mode="graph")
+    ops.configure(mode="graph", kernels="operators")
     values = arrays(0, [(6, 10)] * 3 + [(3,)] * 2 + [(2, 3, 4)])
     small = make(parameters(values))
     graphs = 1 if make is adamw else 2
@@ -103,7 +116,7 @@ def test_bundles_change_no_bit(make, mode, monkeypatch):
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("make", BOTH)
 def test_one_graph_for_each_shape(make):
-    ops.configure(mode="graph")
+    ops.configure(mode="graph", kernels="operators")
     counted = 11 * [(6, 10)] + 3 * [(7,)] + [(2, 3, 4)]
     optimizer = make(parameters(arrays(0, counted)))
     steps = [range(3), range(3, 5)]
@@ -114,7 +127,7 @@ def test_one_graph_for_each_shape(make):
 
 @pytest.mark.usefixtures("large")
 def test_two_optimisers_share_graphs():
-    ops.configure(mode="graph")
+    ops.configure(mode="graph", kernels="operators")
     shapes = [(6, 10), (7,)]
     both = [adamw(parameters(arrays(seed, shapes))) for seed in range(2)]
     assert graphs_built(lambda: [run(optimizer, range(2)) for optimizer in both]) == 2
@@ -122,7 +135,7 @@ def test_two_optimisers_share_graphs():
 
 @pytest.mark.usefixtures("large")
 def test_the_count_of_graphs_sees_a_graph_for_each_tensor(monkeypatch):
-    ops.configure(mode="graph")
+    ops.configure(mode="graph", kernels="operators")
     # Bundles that are as long as it happens: what the padding of the last bundle is for.
     monkeypatch.setattr(foreach, "bundles", lambda signatures, sizes: [[0, 1, 2], [3, 4]])
     optimizer = adamw(parameters(arrays(0, [(6, 10)] * 5)))
@@ -143,7 +156,7 @@ def test_bundles_by_hand(monkeypatch):
 @pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16])
 @pytest.mark.parametrize("make", BOTH)
 def test_a_restored_optimiser_continues_bit_for_bit(make, dtype, tmp_path):
-    ops.configure(mode="graph")
+    ops.configure(mode="graph", kernels="operators")
     whole = make(parameters(arrays(0), dtype))
     run(whole, range(3))
     np.savez(tmp_path / "state.npz", **whole.state())
