@@ -121,6 +121,7 @@ class ForEach:
             now, waiting = waiting[:count], waiting[count:]
             found = self.together([read(index) for index in now], *scalars, **self.statics[now[0]])
             if found is None:
+                assert len(now) + len(waiting) == len(set(indices)), "types differ within a bundle: half of it is done"
                 return False
             for index, results in zip(now, found, strict=True):
                 write(index, tuple(results))
