@@ -35,9 +35,7 @@ def start_mindspore(runtime: Any, seed: int) -> dict[str, Any]:
         ms.runtime.set_memory(max_size=runtime.max_device_memory)
     here = ranks.current()
     if device == "CPU":
-        # All ranks of a machine share the cores that this process may use; MindSpore would start a thread on every core
-        # that there is, and the threads spin.
-        ms.device_context.cpu.op_tuning.threads_num(max(1, len(os.sched_getaffinity(0)) // here.of))
+        _share_cores(ms, here.of)
     if here.of > 1:
         _join_ranks(here)
     ms.set_seed(seed)
@@ -53,6 +51,12 @@ def start_mindspore(runtime: Any, seed: int) -> dict[str, Any]:
         "mindspore": ms.__version__,
         "kernels": ops.chosen_kernels(),
     }
+
+
+def _share_cores(ms: Any, ranks_here: int) -> None:
+    """All ranks of a machine share the cores that this process may use; MindSpore would start a thread on every core
+    that there is, and the threads spin."""
+    ms.device_context.cpu.op_tuning.threads_num(max(1, len(os.sched_getaffinity(0)) // ranks_here))
 
 
 def _join_ranks(here: ranks.Rank) -> None:

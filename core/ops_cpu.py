@@ -182,7 +182,8 @@ def attention(q_BNLK, k_BNLK, v_BNLK, scale, bias):
     v = v_BNLK.reshape(batch * heads, others, size)
     if bias is not None:
         scores = _batch_nt(q * scale, k).reshape(batch, heads, length, others) + bias
-        weights: Any = mint.softmax(scores, -1).astype(v.dtype).reshape(batch * heads, length, others)
+        weights: Any = mint.softmax(scores, -1)
+        weights = weights.astype(v.dtype).reshape(batch * heads, length, others)
         return _batch(weights, v).reshape(batch, heads, length, size)
     chunk = _chunk(batch, heads, others)
     out: Any = (
