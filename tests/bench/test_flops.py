@@ -39,7 +39,8 @@ class Counter:
 
     def __init__(self, monkeypatch):
         self.sums = {"linear": 0, "attention": 0, "convolution": 0}
-        for name in ("linear", "attention", "attention_keeping", "conv2d", "conv3d"):
+        convolutions = ("conv2d", "conv3d", "conv3d_added", "upsampled_conv3d", "norm_conv3d")
+        for name in ("linear", "attention", "attention_keeping", *convolutions):
             monkeypatch.setattr(ops, name, self._counting(getattr(ops, name), getattr(self, f"_{name}")))
 
     def _counting(self, real, count):
@@ -66,6 +67,15 @@ class Counter:
 
     def _conv3d(self, result, x, weight, *rest):
         return self._conv2d(result, x, weight)
+
+    def _conv3d_added(self, result, x, weight, *rest):
+        return self._conv2d(result, x, weight)
+
+    def _upsampled_conv3d(self, result, x, time, weight, bias):
+        return self._conv2d(result, x, weight)
+
+    def _norm_conv3d(self, result, x, groups, norm_weight, norm_bias, eps, scale, shift, cache, weight, *rest):
+        return self._conv2d(result[0], x, weight)
 
     @property
     def found(self) -> dict[str, int]:
