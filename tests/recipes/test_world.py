@@ -58,17 +58,24 @@ def test_sizes_begin_with_the_smallest() -> None:
 
 def test_scores_against_training_steps_are_of_checkpoints_that_the_run_keeps() -> None:
     found = stages("tiny/train.yaml")
-    section = found["train"]["train"]
-    assert section.get("keep_checkpoints") is None
+    parts = {name: stage["train"] for name, stage in found.items() if stage["kind"] == "train"}
+    assert found["train-more"]["model"]["transformer"] == "@train/transformer_ema"
+    assert found["world"]["components"]["transformer"] == "@train-more/transformer_ema"
+    before = {"train": 0, "train-more": parts["train"]["steps"]}
+    for section in parts.values():
+        assert section.get("keep_checkpoints") is None
     for name, stage in found.items():
         if stage["kind"] != "judge":
             continue
         steps, source = stage["training_steps"], found[stage["videos"].removeprefix("@")]
-        if source["model"].get("transformer"):
-            assert source["model"]["transformer"] == f"@train/checkpoint-{steps:06d}/ema", name
-            assert steps % section["save_every"] == 0
+        where = source["model"].get("transformer", "@train-more/transformer_ema")
+        part = where.removeprefix("@").split("/")[0]
+        own, section = steps - before[part], parts[part]
+        if where.endswith("/transformer_ema"):
+            assert own == section["steps"], name
         else:
-            assert steps == section["steps"]
+            assert where == f"@{part}/checkpoint-{own:06d}/ema", name
+            assert own % section["save_every"] == 0
 
 
 def test_the_quickstart_shows_a_colour_that_only_the_vae_has_seen() -> None:
