@@ -68,7 +68,7 @@ def test_scores_against_training_steps_are_of_checkpoints_that_the_run_keeps() -
         if stage["kind"] != "judge":
             continue
         steps, source = stage["training_steps"], found[stage["videos"].removeprefix("@")]
-        where = source["model"].get("transformer", "@train-more/transformer_ema")
+        where = source["model"].get("transformer") or "@train-more/transformer_ema"
         part = where.removeprefix("@").split("/")[0]
         own, section = steps - before[part], parts[part]
         if where.endswith("/transformer_ema"):
