@@ -25,21 +25,22 @@ RUNS = {
     "whole": (1, 2, None, "fp32"), "same": (1, 2, "whole", "fp32"), "stage3": (2, 3, "whole", "fp32"),
     "bf16": (1, 2, None, "bf16"), "bf16-same": (1, 2, "bf16", "bf16"),
 }  # fmt: skip
-# Four ranks, then two from their first checkpoint, then one from the second one of those.
-CHAIN = {4: (2, 2), 2: (1, 3), 1: (1, 0)}
+# Eight ranks, then four from their first checkpoint, then one from the second one of those; four samples a step.
+CHAIN, CHAIN_SAMPLES = {8: (2, 2), 4: (2, 3), 1: (1, 0)}, 4
 SIZE = {"height": 32, "width": 48}
 
 
 def recipe(
-    world: Path, ranks: int, sequence: int, stage: int, resume: bool, *, dtype: str = "fp32", every: int = HALF
-) -> dict[str, Any]:
-    """Two samples a step, an average, whatever the layout."""
+    world: Path, ranks: int, sequence: int, stage: int, resume: bool, *, dtype: str = "fp32", every: int = HALF,
+    samples: int = SAMPLES,
+) -> dict[str, Any]:  # fmt: skip
+    """``samples`` a step, an average, whatever the layout."""
     return train_world.recipe(
         world,
         runtime={"workers": ranks, "dtype": dtype},
         parallel={"sequence_parallel": sequence, "zero_stage": stage},
         train={
-            "steps": STEPS, "save_every": every, "gradient_accumulation_steps": SAMPLES * sequence // ranks,
+            "steps": STEPS, "save_every": every, "gradient_accumulation_steps": samples * sequence // ranks,
             "resume": "latest" if resume else None, "recompute": "all",
         },
         optimizer={"name": "came", "lr": 1e-3, "betas": [0.9, 0.95, 0.99], "eps": [1e-8, 1e-8]},
@@ -92,7 +93,7 @@ def case_chain() -> dict[str, Any]:
         train_world.make_world(world)
     processes.world.wait()
     sequence, stage = CHAIN[ranks]
-    data = recipe(world, ranks, sequence, stage, out.exists(), every=1)
+    data = recipe(world, ranks, sequence, stage, out.exists(), every=1, samples=CHAIN_SAMPLES)
     processes.world.wait()
     return {"curve": np.array(run(data, out, Path(f"run-{rank}.jsonl")))}
 

@@ -51,23 +51,24 @@ def test_clips_encoded_in_the_loop_by_two_ranks_train_as_by_one(results, tmp_pat
     assert relative_error(two, one) <= MODULE
 
 
-def test_four_ranks_then_two_then_one_go_on_with_the_same_curve(tmp_path):
-    """sp2 x dp2 by ZeRO-2, two ranks by ZeRO-3, one process: each goes on from the last one's checkpoint."""
+def test_eight_ranks_then_four_then_one_go_on_with_the_same_curve(tmp_path):
+    """sp2 x dp4 by ZeRO-2, sp2 x dp2 by ZeRO-3, one process: each goes on from the last one's checkpoint."""
     module = "tests.distributed.task_cases"
+    eight = run_ranks(module, 8, tmp_path / "8", "chain").of("chain")
+    shutil.copytree(tmp_path / "8" / "world", tmp_path / "4" / "world")
+    cases.begin(tmp_path / "8" / "run", 1, tmp_path / "4" / "run")
     four = run_ranks(module, 4, tmp_path / "4", "chain").of("chain")
-    shutil.copytree(tmp_path / "4" / "world", tmp_path / "2" / "world")
-    cases.begin(tmp_path / "4" / "run", 1, tmp_path / "2" / "run")
-    two = run_ranks(module, 2, tmp_path / "2", "chain").of("chain")
-    cases.begin(tmp_path / "2" / "run", 2, tmp_path / "1" / "run")
+    cases.begin(tmp_path / "4" / "run", 2, tmp_path / "1" / "run")
     ops.configure()
-    recipe = cases.recipe(tmp_path / "2" / "world", 1, *cases.CHAIN[1], True, every=1)
+    world = tmp_path / "4" / "world"
+    recipe = cases.recipe(world, 1, *cases.CHAIN[1], True, every=1, samples=cases.CHAIN_SAMPLES)
     one = np.array(cases.run(recipe, tmp_path / "1" / "run", tmp_path / "1.jsonl"))
-    whole = four[0]["curve"]
+    whole = eight[0]["curve"]
     assert len(whole) == cases.STEPS
-    for found in two:
+    for found in four:
         assert relative_error(found["curve"], whole[1:]) <= MODULE
     assert relative_error(one, whole[2:]) <= MODULE
-    last = [_weights(tmp_path / name / "run" / "transformer") for name in ("4", "2", "1")]
+    last = [_weights(tmp_path / name / "run" / "transformer") for name in ("8", "4", "1")]
     assert relative_error(last[1], last[0]) <= MODULE
     assert relative_error(last[2], last[0]) <= MODULE
 
