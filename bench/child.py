@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
 def _events_of_rank(job: dict, folder: Path, workers: int) -> EventLog:
     """Makes this process the rank that msrun started it as; its log of events."""
     number = ranks.rank_number()
-    ranks.become(ranks.Rank(number, workers, ranks.identity_of(job["recipe_digest"])))
+    ranks.become(ranks.Rank(number, workers, ranks.identity_of(job["recipe_digest"]), here=job["here"]))
     events = EventLog(rank_events(folder, number))
     events.write("process", rank=number, pid=os.getpid(), host=socket.gethostname())
     return events

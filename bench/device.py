@@ -35,7 +35,7 @@ def start_mindspore(runtime: Any, seed: int) -> dict[str, Any]:
         ms.runtime.set_memory(max_size=runtime.max_device_memory)
     here = ranks.current()
     if device == "CPU":
-        _share_cores(ms, here.of)
+        _share_cores(here)
     if here.of > 1:
         _join_ranks(here)
     ms.set_seed(seed)
@@ -53,10 +53,15 @@ def start_mindspore(runtime: Any, seed: int) -> dict[str, Any]:
     }
 
 
-def _share_cores(ms: Any, ranks_here: int) -> None:
-    """All ranks of a machine share the cores that this process may use; MindSpore would start a thread on every core
-    that there is, and the threads spin."""
-    ms.device_context.cpu.op_tuning.threads_num(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+def _share_cores(here: ranks.Rank) -> None:
+    """Each rank of a machine keeps to cores of its own, where there are enough of them, before anything is computed.
+
+    MindSpore cuts an operator into as many pieces as its caller may use cores, hands them to threads and spins until
+    they are done; with one core the caller itself computes.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    each, local = len(cores) // here.here, here.index % here.here
+    os.sched_setaffinity(0, cores[local * each : (local + 1) * each] if each else [cores[local % len(cores)]])
 
 
 def _join_ranks(here: ranks.Rank) -> None:

@@ -16,11 +16,15 @@ _ROLE, _RANK = "MS_ROLE", "RANK_ID"
 
 @dataclass(frozen=True)
 class Rank:
-    """Number ``index`` of ``of`` processes. ``identity``: what must be equal on all of them."""
+    """Number ``index`` of ``of`` processes, ``here`` of them on each machine, with neighbouring numbers.
+
+    ``identity``: what must be equal on all of them.
+    """
 
     index: int = 0
     of: int = 1
     identity: Mapping[str, str] | None = None
+    here: int = 1
 
 
 _current = Rank()

@@ -57,7 +57,8 @@ def run_child(job: Job, env: dict[str, str], terminal: int | None) -> Ended:
 
 
 def run_ranks(job: Job, cluster: Cluster, env: dict[str, str], terminal: int | None) -> tuple[Ended, RankWatch]:
-    _describe(job, workers=cluster.workers, terminal_path=None if terminal is None else os.ttyname(terminal))
+    path = None if terminal is None else os.ttyname(terminal)
+    _describe(job, workers=cluster.workers, here=len(cluster.local), terminal_path=path)
     (job.run_dir / FOLDER).mkdir(exist_ok=True)
     watch = RankWatch(job.run_dir, cluster.local)
     ended = run_process(

@@ -7,60 +7,31 @@ using namespace kernels;
 
 namespace {
 
-// Scalars of a step, and what a tensor's recipe fixes.
+// Scalars of a step and constants of a tensor, in the order in which they are handed over.
 struct Step {
-  float factor, lr, correction1, correction2, beta1, rest1, beta2, rest2, eps, kept;
+  float factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay;
 
-  Step(const Arguments& a, int first)
-      : factor(a.in(first)[0]), lr(a.in(first + 1)[0]), correction1(a.in(first + 2)[0]),
-        correction2(a.in(first + 3)[0]) {
-    const float* fixed = a.in(first + 4);
-    beta1 = fixed[0], rest1 = fixed[1], beta2 = fixed[2], rest2 = fixed[3], eps = fixed[4];
-    kept = 1.0f - lr * fixed[5];
-  }
-
-  void run(const float* __restrict p, const float* __restrict g, const float* __restrict m, const float* __restrict v,
-           float* __restrict p_out, float* __restrict m_out, float* __restrict v_out, int64_t n) const {
+  // No captured pointers here: those lose __restrict, and the compiler does not ask whether so many overlap.
+  void piece(float* __restrict p, const float* __restrict g, float* __restrict m, float* __restrict v, int64_t n) const {
     const Step s = *this;
-    parallel((n + kPart - 1) / kPart, [=](int64_t part) {
-      const int64_t end = std::min(n, (part + 1) * kPart);
-      for (int64_t i = part * kPart; i < end; ++i) {
-        const float gradient = g[i] * s.factor;
-        const float first = s.beta1 * m[i] + s.rest1 * gradient;
-        const float second = s.beta2 * v[i] + s.rest2 * (gradient * gradient);
-        m_out[i] = first;
-        v_out[i] = second;
-        p_out[i] = p[i] * s.kept - s.lr * (first / s.correction1) / (std::sqrt(second / s.correction2) + s.eps);
-      }
-    });
+    const float kept = 1.0f - s.lr * s.weight_decay;
+    for (int64_t i = 0; i < n; ++i) {
+      const float gradient = g[i] * s.factor;
+      const float first = s.beta1 * m[i] + s.rest1 * gradient;
+      const float second = s.beta2 * v[i] + s.rest2 * (gradient * gradient);
+      m[i] = first;
+      v[i] = second;
+      p[i] = p[i] * kept - s.lr * (first / s.correction1) / (std::sqrt(second / s.correction2) + s.eps);
+    }
   }
 };
 
-}  // namespace
-
-extern "C" {
-
-// values, gradients, m, v of n tensors; scalars factor, lr, correction1, correction2;
-// fixed [beta1, 1 - beta1, beta2, 1 - beta2, eps, weight_decay] -> values, m, v
-int adamw(int count, void** data, int* ranks, int64_t** shapes, const char** types, void*, void*) {
-  const Arguments a{count, data, ranks, shapes, types};
-  const int n = (count - 5) / 7, out = 4 * n + 5;
-  if (n < 1 || !a.are_fp32(7 * n + 5)) return 1;
-  const Step step(a, 4 * n);
-  for (int k = 0; k < n; ++k) {
-    step.run(a.in(k), a.in(n + k), a.in(2 * n + k), a.in(3 * n + k), a.out(out + k), a.out(out + n + k),
-             a.out(out + 2 * n + k), a.size(k));
-  }
-  return 0;
+void averaged_piece(float* __restrict average, const float* __restrict value, float rest, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) average[i] = average[i] + rest * (value[i] - average[i]);
 }
 
-// x -> [1], the sum of its squares: fp32 in lanes within a piece (an element beyond 1.8e19 makes it infinite), pieces
-// added in their order in double.
-int square_sum(int count, void** data, int* ranks, int64_t** shapes, const char** types, void*, void*) try {
-  const Arguments a{count, data, ranks, shapes, types};
-  if (!a.are_fp32(2)) return 1;
-  const float* x = a.in(0);
-  const int64_t n = a.size(0), parts = (n + kPart - 1) / kPart;
+float square_sum_of(const float* x, int64_t n) {
+  const int64_t parts = (n + kPart - 1) / kPart;
   std::vector<float> partial(static_cast<size_t>(parts));
   parallel(parts, [&](int64_t part) {
     const int64_t end = std::min(n, (part + 1) * kPart);
@@ -76,10 +47,48 @@ int square_sum(int count, void** data, int* ranks, int64_t** shapes, const char*
   });
   double total = 0.0;
   for (const float one : partial) total += one;
-  a.out(1)[0] = static_cast<float>(total);
-  return 0;
+  return static_cast<float>(total);
+}
+
+void in_pieces(int64_t n, const std::function<void(int64_t, int64_t)>& piece) {
+  parallel((n + kPart - 1) / kPart, [&](int64_t part) { piece(part * kPart, std::min(n - part * kPart, kPart)); });
+}
+
+}  // namespace
+
+// Called on the tensors' own memory, not as operators: what is updated is updated in place, and a call with a hundred
+// tensors costs nothing beside the work. ``sizes`` are elements.
+extern "C" {
+
+// values, gradients, m, v of n tensors; numbers: the fields of Step
+void adamw(int64_t n, float** values, const float** gradients, float** m, float** v, const int64_t* sizes,
+           const float* numbers) {
+  Step step;
+  std::memcpy(&step, numbers, sizeof step);
+  for (int64_t k = 0; k < n; ++k) {
+    in_pieces(sizes[k], [&](int64_t from, int64_t count) {
+      step.piece(values[k] + from, gradients[k] + from, m[k] + from, v[k] + from, count);
+    });
+  }
+}
+
+// averages and values of n tensors: average += rest (value - average)
+void averaged(int64_t n, float** averages, const float** values, const int64_t* sizes, float rest) {
+  for (int64_t k = 0; k < n; ++k) {
+    in_pieces(sizes[k], [&](int64_t from, int64_t count) {
+      averaged_piece(averages[k] + from, values[k] + from, rest, count);
+    });
+  }
+}
+
+// Sum of the squares of n tensors: fp32 in lanes within a piece (an element beyond 1.8e19 makes it infinite), pieces
+// added in their order in double, tensors in theirs in fp32. NaN where memory ran out.
+float square_sum(int64_t n, const float** tensors, const int64_t* sizes) try {
+  float total = 0.0f;
+  for (int64_t k = 0; k < n; ++k) total += square_sum_of(tensors[k], sizes[k]);
+  return total;
 } catch (const std::bad_alloc&) {
-  return 1;
+  return std::nanf("");
 }
 
 }  // extern "C"

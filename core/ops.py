@@ -16,16 +16,18 @@ from typing import Literal
 import mindspore as ms
 from mindspore import ops as _ops
 
-from core import native, ops_ascend, ops_cpu, ops_cpu_compiled
+from core import native, ops_ascend, ops_cpu, ops_cpu_compiled, ops_cpu_updates
 from core.compiling import Mode, compiled, recomputed, recomputed_keeping, value_and_gradients
 from core.compiling import runtime as _runtime
 
 __all__ = [
-    "Mode", "adamw", "adamw_bundle", "adaptive_norm", "attention", "attention_again", "attention_keeping",
+    "Mode", "adamw", "adamw_in_place", "adaptive_norm", "attention", "attention_again", "attention_keeping",
+    "averaged_in_place",
     "chosen_kernels", "chosen_launch", "compiled", "compute_dtype", "configure", "conv2d", "conv3d", "conv3d_added",
     "dense", "embedding", "gelu_tanh", "group_norm", "group_norm_silu", "layer_norm", "linear", "mean_of_frame_pairs",
     "norm_conv3d", "norms_are_kernels", "pad_right_bottom", "recomputed", "recomputed_keeping", "repeat_nearest",
-    "rms_norm", "rotate", "runnable_dtype", "silu", "square_sum", "upsampled_conv3d", "value_and_gradients",
+    "rms_norm", "rotate", "runnable_dtype", "silu", "square_sum", "square_sum_of_all", "upsampled_conv3d",
+    "value_and_gradients",
 ]  # fmt: skip
 
 Kernels = Literal["auto", "operators"]
@@ -55,6 +57,7 @@ def configure(
     _device = ops_cpu if library.path is None else ops_cpu_compiled
     if library.path is not None:
         ops_cpu_compiled.use(library.path)
+        ops_cpu_updates.use(library.path)
 
 
 def _done_when_asked() -> None:
@@ -251,12 +254,28 @@ def adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, e
     return _device.adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay)
 
 
-def adamw_bundle(bundle, *scalars, **static):
-    """``adamw`` of several tensors at once, outside compiled functions: ``[(value, m, v), ...]``; None: no such kernel.
+# Of many tensors at once, outside compiled functions, whose graphs keep a buffer for every tensor. Each returns None,
+# and changes nothing, where no kernel does it: for another type than fp32, another device, or while work may wait in a
+# queue.
 
-    A compiled update keeps a buffer for every tensor of its graph; a kernel's results are all that this makes.
-    """
-    return ops_cpu_compiled.adamw_bundle(bundle, *scalars, **static) if norms_are_kernels() else None
+
+def adamw_in_place(bundle, *scalars, **static):
+    """``adamw`` of each of ``bundle``, in place: ``[(value, m, v), ...]``, the tensors given."""
+    return ops_cpu_updates.adamw(bundle, *scalars, **static) if _updates_in_place() else None
+
+
+def averaged_in_place(bundle, rest):
+    """``average + rest (value - average)`` of each ``{"average", "value"}``, in place: ``[(average,), ...]``."""
+    return ops_cpu_updates.averaged(bundle, rest) if _updates_in_place() else None
+
+
+def square_sum_of_all(tensors):
+    """The sum of ``square_sum`` of each tensor, in their order: a scalar, fp32."""
+    return ops_cpu_updates.square_sum(tensors) if _updates_in_place() else None
+
+
+def _updates_in_place() -> bool:
+    return norms_are_kernels() and _runtime.launch == "blocking, no pipeline"
 
 
 def square_sum(x):

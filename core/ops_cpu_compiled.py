@@ -16,6 +16,7 @@ from mindspore import ops as _ops
 
 from core import ops_cpu, ops_modulation
 from core.ops_cpu import (
+    adamw,
     attention,
     attention_again,
     attention_keeping,
@@ -24,10 +25,11 @@ from core.ops_cpu import (
     repeat_nearest,
     rms_norm,
     silu,
+    square_sum,
 )
 
 __all__ = [
-    "adamw", "adamw_bundle", "adaptive_norm", "attention", "attention_again", "attention_keeping", "conv", "conv_added",
+    "adamw", "adaptive_norm", "attention", "attention_again", "attention_keeping", "conv", "conv_added",
     "gelu_tanh", "group_norm", "group_norm_silu", "layer_norm", "linear", "norm_conv", "repeat_nearest", "rms_norm",
     "rotate", "silu", "square_sum", "upsampled_conv", "use",
 ]  # fmt: skip
@@ -47,8 +49,6 @@ _gelu_gradient: Any = None
 _norm: Any = None
 _norm_gradient: Any = None
 _rotate: Any = None
-_adamw: Any = None
-_square_sum: Any = None
 _rotate_gradient: Any = None
 
 
@@ -56,7 +56,6 @@ def use(library: Path) -> None:
     """Makes the primitives of a built library, unless they are; called by ``ops.configure``."""
     global _library, _gelu, _gelu_gradient, _norm, _norm_gradient, _rotate, _rotate_gradient  # noqa: PLW0603  see above
     global _convolution, _image_gradient, _weight_gradient, _norm_silu, _norm_silu_gradient  # noqa: PLW0603  see above
-    global _adamw, _square_sum  # noqa: PLW0603  see above
     global _convolution_added, _convolution_upsampled, _norm_convolution  # noqa: PLW0603  see above
     if library == _library:
         return
@@ -70,12 +69,6 @@ def use(library: Path) -> None:
 
     def first_and_affine(x, weight, *_):
         return x, weight, weight
-
-    def values_and_averages(*given):
-        return _thrice(given)
-
-    def one_number(*_):
-        return (1,)
 
     def first_five(*values):
         return values[:5]
@@ -103,8 +96,6 @@ def use(library: Path) -> None:
     _norm_silu = custom("norm_silu", first, _norm_silu_bprop)
     _image_gradient = custom("convolution_image_gradient", last)
     _weight_gradient = custom("convolution_weight_gradient", last_and_bias, shape=last_and_outputs)
-    _adamw = custom("adamw", values_and_averages)
-    _square_sum = custom("square_sum", first, shape=one_number)
     _convolution = custom("convolution", first, _convolution_bprop, shape=_convolved)
     _convolution_added = custom("convolution_added", first, _added_bprop, shape=_convolved)
     _convolution_upsampled = custom("convolution_upsampled", first, _upsampled_bprop, shape=_convolved_upsampled)
@@ -273,35 +264,3 @@ def rotate(x_BNSK, cos_SK, sin_SK):
     if x_BNSK.dtype != ms.float32:
         return ops_cpu.rotate(x_BNSK, cos_SK, sin_SK)
     return _rotate(x_BNSK, cos_SK, sin_SK)
-
-
-def _thrice(given):
-    """Shapes (or types) of new values and averages of AdamW's tensors, from those of its arguments."""
-    count = (len(given) - 5) // 4
-    return tuple(given[:count]) * 3
-
-
-@_ops.constexpr
-def _hyper(*values):
-    return ms.Tensor(np.array(values, np.float32))
-
-
-def adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay):
-    if p["gradient"].dtype != ms.float32:
-        return ops_cpu.adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay)
-    fixed = _hyper(beta1, rest1, beta2, rest2, eps, weight_decay)
-    return _adamw(p["value"], p["gradient"], p["m"], p["v"], factor, lr, correction1, correction2, fixed)
-
-
-def adamw_bundle(bundle, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, eps, weight_decay):
-    if any(p["gradient"].dtype != ms.float32 for p in bundle):
-        return None
-    fixed = _hyper(beta1, rest1, beta2, rest2, eps, weight_decay)
-    given = [p[field] for field in ("value", "gradient", "m", "v") for p in bundle]
-    made = _adamw(*given, factor, lr, correction1, correction2, fixed)
-    count = len(bundle)
-    return [made[k::count] for k in range(count)]
-
-
-def square_sum(x):
-    return _square_sum(x).reshape(()) if x.dtype == ms.float32 else ops_cpu.square_sum(x)

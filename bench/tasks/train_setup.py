@@ -84,6 +84,7 @@ class ClipSource:
             data.video_embed_folder,
             spatial_compression=self._vae_config.spatial_compression_ratio,
             expected=self._expected(manifest, data.video_embed_folder),
+            memory=self._recipe.data.memory_mib * 2**20,
             **size,
             **sampling,
         )

@@ -17,6 +17,7 @@ from core.data.buckets import Bucket
 from core.data.cached_files import FileChecker
 from core.data.clips import Sampling, TrainingClips, flip_refused
 from core.data.frames import latent_frames as latent_frames_of
+from core.data.held import Held
 from core.data.latents import ODD_LATENTS, draw_latents, pad_latents, padding
 from core.data.manifest import Manifest
 from core.data.plan import ContinuousPlan
@@ -31,7 +32,8 @@ class CachedClips(TrainingClips):
 
     ``latent_frames``: frames taken from the beginning of each cache; or ``buckets``: each clip goes to the bucket of
     its latents' height and width with the most frames that its cache holds. ``spatial_compression``: pixels to a
-    latent. ``expected``: digests of the run's own ``vae`` and ``text_encoder``, where they are known.
+    latent. ``expected``: digests of the run's own ``vae`` and ``text_encoder``, where they are known. ``memory``: bytes
+    of files that stay in memory once they were read; opening a small file costs more than reading it.
 
     Creating it checks every cache file's header and raises UserError with the CSV file and row for what is missing,
     too short, of another size or made by another model than the rest. Files without identity, such as the
@@ -50,9 +52,11 @@ class CachedClips(TrainingClips):
         horizontal_flip: bool = False,
         spatial_compression: int = 8,
         expected: Mapping[str, str] | None = None,
+        memory: int = 0,
         **sampling: Unpack[Sampling],
     ):
         super().__init__(manifest, sampling)
+        self._held = Held(memory)
         if latent_start != 0:
             raise UserError(
                 f"latent start {latent_start}; must be 0: the causal VAE's first latent stands for 1 frame and the "
@@ -90,9 +94,10 @@ class CachedClips(TrainingClips):
     def _read(self, step: int, i: int, item: int, bucket: int) -> dict[str, Any]:
         files, frames = self._files[item], latent_frames_of(self.buckets[bucket].frames)
         try:
-            clip = cache.read_video_cache(files.video)
+            clip = self._held(cache.read_video_cache, files.video)
             dropped = self._text_dropped(step, i)
-            text = self._empty if dropped and self._empty is not None else cache.read_text_cache(files.text)
+            empty = self._empty if dropped else None
+            text = self._held(cache.read_text_cache, files.text) if empty is None else empty
         except UserError as error:
             raise UserError(f"{self.manifest.where(self.manifest.rows[item])}: {error}") from error
         mean, std = clip.latent_mean[:frames], clip.latent_std[:frames]

@@ -40,7 +40,7 @@ class AdamW(Optimizer):
         hyper = {"beta1": beta1, "beta2": beta2, "rest1": 1.0 - beta1, "rest2": 1.0 - beta2, "eps": eps}
         statics = [{**hyper, "weight_decay": value} for value in decayed(parameters, decay, weight_decay)]
         states = [{"m": zeros(q.shape), "v": zeros(q.shape)} for q in parameters]
-        super().__init__(parameters, states, update, statics, together=ops.adamw_bundle)
+        super().__init__(parameters, states, update, statics, in_place=ops.adamw_in_place)
 
     def scalars(self, lr: float) -> tuple[ms.Tensor, ...]:
         """Learning rate and the corrections of the averages' start at zero."""

@@ -49,7 +49,7 @@ class Optimizer:
         update: ``update(one, *scalars, **static) -> (value, *fields of the state, in order)``; ``one`` holds ``value``
             and the state in fp32, and ``gradient`` in its own type.
         statics: compiled-in keyword arguments of ``update`` for each parameter.
-        together: see ``core.optim.foreach.ForEach``.
+        in_place: see ``core.optim.foreach.ForEach``.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Optimizer:
         states: Sequence[State],
         update: Callable,
         statics: Sequence[dict[str, Any]],
-        together: Callable | None = None,
+        in_place: Callable | None = None,
     ):
         self.parameters = list(parameters)
         self.names = [str(q.name) for q in self.parameters]
@@ -68,7 +68,7 @@ class Optimizer:
         self._constants: list[State] = [{} for _ in self.parameters]  # more that ``update`` reads and nothing changes
         self.masters = {index: q.astype(ms.float32) for index, q in enumerate(self.parameters) if q.dtype != ms.float32}
         shapes = [tuple(q.shape) for q in self.parameters]
-        self._for_each = ForEach(update, shapes, [str(q.dtype) for q in self.parameters], statics, together)
+        self._for_each = ForEach(update, shapes, [str(q.dtype) for q in self.parameters], statics, in_place)
 
     def scalars(self, lr: float) -> tuple[ms.Tensor, ...]:
         """What ``update`` receives before the gradients' factor; ``step_count`` is already that of this step."""
@@ -105,15 +105,15 @@ class Optimizer:
         return [self._value(index) for index in range(len(self.parameters))]
 
     def _value(self, index: int) -> ms.Tensor:
-        parameter = self.parameters[index]
-        return self.masters[index] if index in self.masters else parameter.view(parameter.shape)
+        return self.masters[index] if index in self.masters else self.parameters[index]
 
     def _write(self, index: int, results: tuple) -> None:
         parameter, value = self.parameters[index], results[0]
         if index in self.masters:
             self.masters[index] = value
             value = value.astype(parameter.dtype)
-        parameter.set_data(value)
+        if value is not parameter:
+            parameter.set_data(value)
         self.states[index] = dict(zip(self.states[index], results[1:], strict=True))
 
     def _named(self) -> State:

@@ -26,7 +26,8 @@ def square_sum(gradients: dict[str, ms.Tensor]) -> ms.Tensor:
     """
     if not gradients:
         return ms.Tensor(0.0, ms.float32)
-    return _compiled_square_sum(gradients)
+    total = ops.square_sum_of_all(list(gradients.values()))
+    return _compiled_square_sum(gradients) if total is None else total
 
 
 def global_norm(gradients: dict[str, ms.Tensor]) -> ms.Tensor:

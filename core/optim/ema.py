@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import mindspore as ms
 import numpy as np
 
+from core import ops
 from core.optim.base import State, restored
 from core.optim.foreach import ForEach
 
@@ -43,7 +44,8 @@ class EMA:
         self.averages = [q.astype(ms.float32).copy() for q in self.parameters]
         self._swapped = False
         shapes = [tuple(q.shape) for q in self.parameters]
-        self._for_each = ForEach(update, shapes, [str(q.dtype) for q in self.parameters], [{}] * len(shapes))
+        types = [str(q.dtype) for q in self.parameters]
+        self._for_each = ForEach(update, shapes, types, [{}] * len(shapes), in_place=ops.averaged_in_place)
 
     def update(self, step: int, values: Sequence[ms.Tensor] | None = None) -> None:
         """Moves the averages towards the parameters after optimiser step ``step`` (from 0).
@@ -59,8 +61,7 @@ class EMA:
         rest = ms.Tensor(1.0 - ema_decay(step, self.decay, warmup=self.warmup), ms.float32)
 
         def read(index: int) -> State:
-            # A view: a Parameter as an argument would be compiled anew for each.
-            return {"average": self.averages[index], "value": given[index].view(given[index].shape)}
+            return {"average": self.averages[index], "value": given[index]}
 
         def write(index: int, results: tuple) -> None:
             self.averages[index] = results[0]

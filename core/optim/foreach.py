@@ -20,7 +20,6 @@ from core import ops
 
 MAX_TENSORS = 8
 MAX_BYTES = 2**25  # of one fp32 copy; a larger tensor is a bundle of its own
-CALL_BYTES = 2**20  # of one fp32 copy of the tensors that one kernel call updates; a larger one is alone
 SMALL_BYTES = 2**24  # of one fp32 copy of all tensors: so little is bundled whatever the shapes are
 SMALL_TENSORS = 32  # in such a bundle; MindSpore unrolls loops by recursion, and its depth is limited
 
@@ -61,8 +60,8 @@ class ForEach:
         shapes: shape of each tensor.
         types: its type, or whatever else tells signatures apart.
         statics: keyword arguments of ``update`` for each tensor: hashable, compiled in.
-        together: ``together([one, ...], *scalars, **static) -> [results, ...]``, the same for a bundle without a graph,
-            or None where it cannot; then ``update`` is compiled.
+        in_place: ``in_place([one, ...], *scalars, **static) -> [results, ...]``, the same for a bundle without a graph:
+            the results are tensors of ``one`` with new values. None where it cannot; then ``update`` is compiled.
     """
 
     def __init__(
@@ -71,15 +70,15 @@ class ForEach:
         shapes: Sequence[tuple[int, ...]],
         types: Sequence[Hashable],
         statics: Sequence[dict[str, Any]],
-        together: Callable | None = None,
+        in_place: Callable | None = None,
     ):
-        self.together = together
+        self.in_place = in_place
         self.statics = list(statics)
         keys = [
             (tuple(shape), kind, tuple(sorted(static.items(), key=lambda item: item[0])))
             for shape, kind, static in zip(shapes, types, statics, strict=True)
         ]
-        self.sizes = sizes = [math.prod(shape) for shape in shapes]
+        sizes = [math.prod(shape) for shape in shapes]
         small = 4 * sum(sizes) <= SMALL_BYTES
         self.bundles = (
             [part for whole in groups_of([key[1:] for key in keys]) for part in _cut(whole)]
@@ -96,11 +95,11 @@ class ForEach:
         Reads and writes alternate bundle by bundle, so no more than one bundle exists twice.
         """
         for indices in self.bundles:
-            if self.together is not None and self._at_once(indices, read, write, scalars):
+            if self.in_place is not None and self._at_once(indices, read, write, scalars):
                 continue
             p = {}
             for place, index in enumerate(indices):
-                p |= {f"{field}.{place}": tensor for field, tensor in read(index).items()}
+                p |= {f"{field}.{place}": _argument(tensor) for field, tensor in read(index).items()}
             fields = tuple(name.removesuffix(".0") for name in p if name.endswith(".0"))
             names = tuple(tuple(f"{field}.{place}" for field in fields) for place in range(len(indices)))
             results = _compiled(self.update)(p, *scalars, fields=fields, names=names, **self.statics[indices[0]])
@@ -109,24 +108,20 @@ class ForEach:
                 write(index, results[place * width : (place + 1) * width])
 
     def _at_once(self, indices: list[int], read: Callable, write: Callable, scalars: Sequence[ms.Tensor]) -> bool:
-        """Whether ``together`` did it."""
-        assert self.together is not None
-        waiting = list(dict.fromkeys(indices))
-        while waiting:
-            # Small ones in one call; a large one alone, or its bundle would exist twice.
-            count, size = 1, self.sizes[waiting[0]]
-            while count < len(waiting) and 4 * (size + self.sizes[waiting[count]]) <= CALL_BYTES:
-                size += self.sizes[waiting[count]]
-                count += 1
-            now, waiting = waiting[:count], waiting[count:]
-            found = self.together([read(index) for index in now], *scalars, **self.statics[now[0]])
-            if found is None:
-                assert len(now) + len(waiting) == len(set(indices)), "types differ within a bundle: half of it is done"
-                return False
-            for index, results in zip(now, found, strict=True):
-                write(index, tuple(results))
-            del found
+        """Whether ``in_place`` did it."""
+        assert self.in_place is not None
+        own = list(dict.fromkeys(indices))
+        found = self.in_place([read(index) for index in own], *scalars, **self.statics[own[0]])
+        if found is None:
+            return False
+        for index, results in zip(own, found, strict=True):
+            write(index, results)
         return True
+
+
+def _argument(tensor: ms.Tensor) -> ms.Tensor:
+    """A view of a Parameter, which would be compiled anew for each."""
+    return tensor.view(tensor.shape) if isinstance(tensor, ms.Parameter) else tensor
 
 
 @functools.cache

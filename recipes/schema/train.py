@@ -55,6 +55,8 @@ class TrainData(Section):
     """Column with the video's relative path."""
     caption_column: Text = "caption"
     """Column with the caption; read with ``online``, where the cache does not hold the text."""
+    memory_mib: Annotated[int, Field(ge=0)] = 0
+    """MiB of cache files that each process keeps in memory once they were read; for many small clips."""
 
 
 class TrainVideo(Section):

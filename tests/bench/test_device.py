@@ -35,8 +35,6 @@ def mindspore(monkeypatch):
         max_memory_reserved=lambda: 7,
     )
     names = {"set_device": note("device"), "set_deterministic": note("deterministic"), "set_seed": note("seed")}
-    cpu = SimpleNamespace(op_tuning=SimpleNamespace(threads_num=note("threads")))
-    names |= {"device_context": SimpleNamespace(cpu=cpu)}
     names |= {"runtime": runtime, "__version__": "2.x", "calls": calls, "get_context": lambda key: "Ascend"}
     for name, value in names.items():
         setattr(fake, name, value)
@@ -77,13 +75,17 @@ def test_every_runtime_setting_reaches_mindspore(mindspore):
     assert facts["launch"] == "how"
 
 
-@pytest.mark.parametrize(("cores", "ranks", "threads"), [(2, 1, 2), (1, 1, 1), (8, 2, 4), (2, 4, 1)])
-def test_no_more_threads_than_cores(mindspore, monkeypatch, cores, ranks, threads):
+@pytest.mark.parametrize(
+    ("cores", "here", "index", "kept"),
+    [(2, 1, 0, {0, 1}), (1, 1, 0, {0}), (8, 2, 1, {4, 5, 6, 7}), (2, 4, 3, {1}), (4, 2, 5, {2, 3}), (3, 2, 0, {0})],
+)
+def test_each_rank_keeps_to_cores_of_its_own(mindspore, monkeypatch, cores, here, index, kept):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
-    monkeypatch.setattr("bench.rank.current", lambda: SimpleNamespace(of=ranks, index=0, identity=None))
+    monkeypatch.setattr("os.sched_setaffinity", lambda pid, given: mindspore.calls.append(("cores", pid, set(given))))
+    monkeypatch.setattr("bench.rank.current", lambda: SimpleNamespace(of=8, here=here, index=index, identity=None))
     monkeypatch.setattr("bench.device._join_ranks", lambda here: None)
     start_mindspore(_runtime(device="cpu"), seed=7)
-    assert mindspore.calls[:3] == [("device", "CPU"), ("deterministic", True), ("threads", threads)]
+    assert mindspore.calls[:3] == [("device", "CPU"), ("deterministic", True), ("cores", 0, kept)]
 
 
 def test_a_device_that_is_not_there_is_the_users_error(mindspore):

@@ -12,10 +12,16 @@ import pytest
 
 from core import native, ops
 from core.optim.adamw import AdamW
-from tests.core.test_kernels import _direct, _random
+from core.optim.clip import square_sum
+from core.optim.ema import EMA
+from tests.core.test_kernels import _random
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ((700, 101), (7,), (1, 1), (40_000,))
+
+
+def square_sum_of(x: ms.Tensor) -> ms.Tensor:
+    return square_sum({"x": x})
 
 
 def _trained(kernels: ops.Kernels, mode: ops.Mode, dtype=ms.float32) -> list[np.ndarray]:
@@ -39,17 +45,48 @@ def test_adamw_has_the_bits_of_the_operators(mode, dtype):
 
 
 def test_adamw_by_hand():
+    ops.configure()
+    p, g, m, v = (ms.Tensor([value], ms.float32) for value in (10.0, 2.0, 2.0, 4.0))
+    scalars = [ms.Tensor(value, ms.float32) for value in (0.5, 0.1, 0.5, 0.5)]
+    static = {"beta1": 0.9, "beta2": 0.75, "rest1": 0.1, "rest2": 0.25, "eps": 0.0, "weight_decay": 0.2}
+    found = ops.adamw_in_place([{"value": p, "gradient": g, "m": m, "v": v}], *scalars, **static)
     if native.library().path is None:
+        assert found is None
         assert ops.chosen_kernels().startswith("operators")
         return
     # factor 0.5 makes the gradient 1; m = 0.9 * 2 + 0.1, v = 0.75 * 4 + 0.25; both corrections 0.5, decay 0.1 * 0.2
-    one = [np.array([value], np.float32) for value in (10.0, 2.0, 2.0, 4.0, 0.5, 0.1, 0.5, 0.5)]
-    fixed = np.array([0.9, 0.1, 0.75, 0.25, 0.0, 0.2], np.float32)
-    p, m, v = (np.empty(1, np.float32) for _ in range(3))
-    assert _direct("adamw", [*one, fixed], [p, m, v]) == 0
-    assert (m[0], v[0]) == pytest.approx((1.9, 3.25), rel=1e-6)
-    assert p[0] == pytest.approx(10.0 * 0.98 - 0.1 * 3.8 / np.sqrt(6.5), rel=1e-6)
-    assert _direct("adamw", one, [p, m, v]) == 1, "too few arguments"
+    assert found[0][0] is p, "in place"
+    assert (float(m), float(v), float(g)) == pytest.approx((1.9, 3.25, 2.0), rel=1e-6)
+    assert float(p) == pytest.approx(10.0 * 0.98 - 0.1 * 3.8 / np.sqrt(6.5), rel=1e-6)
+
+
+def test_in_place_is_only_for_fp32_and_work_that_is_done(monkeypatch):
+    ops.configure()
+    half = [{"average": ms.Tensor([1.0], ms.float32), "value": ms.Tensor([2.0], ms.float16)}]
+    rest = ms.Tensor(0.5, ms.float32)
+    assert ops.averaged_in_place(half, rest) is None
+    assert float(half[0]["average"]) == 1.0
+    whole = [{"average": ms.Tensor([1.0], ms.float32), "value": ms.Tensor([2.0], ms.float32)}]
+    monkeypatch.setattr(ops._runtime, "launch", "blocking")
+    assert ops.averaged_in_place(whole, rest) is None
+    monkeypatch.undo()
+    if native.library().path is not None:
+        assert [float(one) for (one,) in ops.averaged_in_place(whole, rest)] == [1.5]
+
+
+def test_averages_have_the_bits_of_the_operators():
+    def averages(kernels):
+        ops.configure(kernels=kernels)
+        held = [ms.Parameter(ms.Tensor(_random(*s, seed=i)), name=f"p{i}") for i, s in enumerate(SHAPES)]
+        ema = EMA(held, 0.9, warmup=True)
+        for step in range(3):
+            for i, q in enumerate(held):
+                q.set_data(ms.Tensor(_random(*SHAPES[i], seed=10 * step + i)))
+            ema.update(step)
+        return list(ema.state().values())
+
+    for ours, reference in zip(averages("auto"), averages("operators"), strict=True):
+        assert np.array_equal(ours, reference)
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 32_768, 32_769, 100_003])
@@ -57,7 +94,7 @@ def test_adamw_by_hand():
 def test_square_sum(size, kernels):
     ops.configure(kernels=kernels)
     x = _random(size)
-    found = float(ops.square_sum(ms.Tensor(x)))
+    found = float(square_sum_of(ms.Tensor(x)))
     assert found == pytest.approx(float((x.astype(np.float64) ** 2).sum()), rel=2e-6)
 
 
@@ -66,15 +103,15 @@ def test_what_is_not_finite_reaches_the_sum():
     for value, expected in ((np.nan, np.nan), (np.inf, np.inf), (1e20, np.inf)):
         x = _random(70_000)
         x[40_000] = value
-        assert np.array_equal(float(ops.square_sum(ms.Tensor(x))), expected, equal_nan=True)
+        assert np.array_equal(float(square_sum_of(ms.Tensor(x))), expected, equal_nan=True)
 
 
 def test_one_thread_gives_the_same_bits():
     program = (
         f"import os, sys; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); sys.path.insert(0, {str(ROOT)!r})\n"
-        "import mindspore as ms; from tests.core.test_kernels_optim import _random, ops\n"
-        "ops.configure(); print('SUM', float(ops.square_sum(ms.Tensor(_random(1_000_003)))).hex())"
+        "import mindspore as ms; from tests.core.test_kernels_optim import _random, ops, square_sum_of\n"
+        "ops.configure(); print('SUM', float(square_sum_of(ms.Tensor(_random(1_000_003)))).hex())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     ops.configure()
-    assert f"SUM {float(ops.square_sum(ms.Tensor(_random(1_000_003)))).hex()}" in done.stdout
+    assert f"SUM {float(square_sum_of(ms.Tensor(_random(1_000_003)))).hex()}" in done.stdout

@@ -16,7 +16,7 @@ def run(recipe: dict, ctx) -> None:
     fault = recipe.get("fault")
     if fault in _PRETENCES and ctx.rank.index == recipe["at_rank"]:
         here = ranks.current()
-        ranks.become(ranks.Rank(here.index, here.of, dict(here.identity or {}) | _PRETENCES[fault]))
+        ranks.become(ranks.Rank(here.index, here.of, dict(here.identity or {}) | _PRETENCES[fault], here.here))
         recipe = recipe | {"fault": "none"}
     runtime = SimpleNamespace(
         device="cpu", mode="pynative", jit_level="O0", dtype="fp32", deterministic=True, max_device_memory=None,

@@ -147,6 +147,6 @@ def test_a_wrong_state_is_refused():
 
 def test_one_graph_for_each_shape(monkeypatch):
     monkeypatch.setattr(foreach, "SMALL_BYTES", 0)  # as for a large model
-    ops.configure(mode="graph")
+    ops.configure(mode="graph", kernels="operators")
     ema = EMA(parameters(arrays(0, 11 * [(6, 10)] + [(7,)])), 0.9, warmup=True)
     assert graphs_built(lambda: [ema.update(step) for step in range(3)]) == 2
