@@ -14,7 +14,7 @@ from pathlib import Path
 
 from core.files import atomic_path
 
-SOURCES = tuple(Path(__file__).with_name(f"kernels{part}.cpp") for part in ("", "_conv", "_norm", "_optim"))
+SOURCES = tuple(Path(__file__).with_name(f"kernels{part}.cpp") for part in ("", "_came", "_conv", "_norm", "_optim"))
 HEADER = Path(__file__).with_name("kernels.h")
 COMPILERS = ("g++", "c++", "clang++")
 # No fast-math and no contraction: results must not depend on the processor (see the source). The last two only let

@@ -22,12 +22,11 @@ from core.compiling import runtime as _runtime
 
 __all__ = [
     "Mode", "adamw", "adamw_in_place", "adaptive_norm", "attention", "attention_again", "attention_keeping",
-    "averaged_in_place",
-    "chosen_kernels", "chosen_launch", "compiled", "compute_dtype", "configure", "conv2d", "conv3d", "conv3d_added",
-    "dense", "embedding", "gelu_tanh", "group_norm", "group_norm_silu", "layer_norm", "linear", "mean_of_frame_pairs",
-    "norm_conv3d", "norms_are_kernels", "pad_right_bottom", "recomputed", "recomputed_keeping", "repeat_nearest",
-    "rms_norm", "rotate", "runnable_dtype", "silu", "square_sum", "square_sum_of_all", "upsampled_conv3d",
-    "value_and_gradients",
+    "averaged_in_place", "came_in_place", "chosen_kernels", "chosen_launch", "compiled", "compute_dtype", "configure",
+    "conv2d", "conv3d", "conv3d_added", "dense", "embedding", "gelu_tanh", "group_norm", "group_norm_silu",
+    "layer_norm", "linear", "mean_of_frame_pairs", "norm_conv3d", "norms_are_kernels", "pad_right_bottom",
+    "recomputed", "recomputed_keeping", "repeat_nearest", "rms_norm", "rotate", "runnable_dtype", "silu",
+    "square_sum", "square_sum_of_all", "upsampled_conv3d", "value_and_gradients",
 ]  # fmt: skip
 
 Kernels = Literal["auto", "operators"]
@@ -262,6 +261,13 @@ def adamw(p, factor, lr, correction1, correction2, beta1, beta2, rest1, rest2, e
 def adamw_in_place(bundle, *scalars, **static):
     """``adamw`` of each of ``bundle``, in place: ``[(value, m, v), ...]``, the tensors given."""
     return ops_cpu_updates.adamw(bundle, *scalars, **static) if _updates_in_place() else None
+
+
+def came_in_place(bundle, factor, lr, **hyper):
+    """One update of CAME of each whole tensor of ``bundle`` (fields and ``hyper`` as ``core.optim.came.update``'s), in
+    place: ``[(value, *state), ...]``.
+    """
+    return ops_cpu_updates.came(bundle, factor, lr, **hyper) if _updates_in_place() else None
 
 
 def averaged_in_place(bundle, rest):

@@ -8,6 +8,7 @@ it was asked for: ``core.ops`` calls this only then. None says that a type has n
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,26 @@ def adamw(bundle, factor, lr, correction1, correction2, beta1, beta2, rest1, res
     return [(p["value"], p["m"], p["v"]) for p in bundle]
 
 
+def came(bundle, factor, lr, *, beta1, rest1, beta2, rest2, eps1, clip_threshold, weight_decay, **of_matrices):
+    if not _fp32(*(list(p.values()) for p in bundle)):
+        return None
+    beta3, rest3, eps2 = (of_matrices.get(name, 0.0) for name in ("beta3", "rest3", "eps2"))
+    given = (factor, lr, beta1, rest1, beta2, rest2, beta3, rest3, eps1, eps2, clip_threshold, weight_decay)
+    numbers = (ctypes.c_float * len(given))(*(float(number) for number in given))
+    for given_p in bundle:
+        p = {**given_p, "gradient": given_p["gradient"].contiguous()}
+        shape = p["value"].shape
+        if "v_row" in p:
+            names = ("value", "gradient", "m", "v_row", "v_column", "residual_row", "residual_column")
+            cut = (ctypes.c_int64 * 3)(math.prod(shape[:-2]), *shape[-2:])
+            if _library.came_factored(cut, *_pointers(p, names), numbers):
+                raise MemoryError("CAME: no memory for the sums over columns")
+        else:
+            names = ("value", "gradient", "m", "v")
+            _library.came_unfactored(ctypes.c_int64(p["value"].size), *_pointers(p, names), numbers)
+    return [tuple(p[name] for name in p if name != "gradient") for p in bundle]
+
+
 def averaged(bundle, rest):
     averages, values = [p["average"] for p in bundle], [p["value"] for p in bundle]
     if not _fp32(averages, values):
@@ -61,6 +82,10 @@ def _fp32(*lists: Sequence[ms.Tensor]) -> bool:
 
 def _sizes(tensors: Sequence[ms.Tensor]) -> ctypes.Array:
     return (ctypes.c_int64 * len(tensors))(*(tensor.size for tensor in tensors))
+
+
+def _pointers(p: dict[str, ms.Tensor], names: Sequence[str]) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(address) for address in _addresses([p[name] for name in names])]
 
 
 def _addresses(tensors: Sequence[ms.Tensor]) -> ctypes.Array:

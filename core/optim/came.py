@@ -11,6 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import mint
 
+from core import ops
 from core.optim.base import Optimizer, State, decayed, zeros
 
 Mean = Callable[[ms.Tensor], ms.Tensor]
@@ -107,6 +108,13 @@ def update(p, factor, lr, **hyper):
     return unfactored(p, factor, lr, **hyper)
 
 
+def _in_place(bundle, factor, lr, *, shards_mean, rows_means=unsharded_pair, **hyper):
+    """``update`` of tensors that are in one piece, by a kernel; None where there is none."""
+    if shards_mean is not unsharded or rows_means is not unsharded_pair:
+        return None
+    return ops.came_in_place(bundle, factor, lr, **hyper)
+
+
 class CAME(Optimizer):
     """CAME over named parameters, as ``came-pytorch``; its state is fp32 whatever the parameters' type.
 
@@ -153,7 +161,7 @@ class CAME(Optimizer):
             # Only rows of matrices take part in a mean with others.
             valid.append({"valid": ms.Tensor(padded[0])} if padded is not None and len(q.shape) == 2 else {})
             statics.append(static)
-        super().__init__(parameters, [_zero_state(tuple(q.shape)) for q in parameters], update, statics)
+        super().__init__(parameters, [_zero_state(tuple(q.shape)) for q in parameters], update, statics, _in_place)
         self._constants = valid
 
     def exchanged(self) -> list[int]:

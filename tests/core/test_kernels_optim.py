@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 
 from core import native, ops
 from core.optim.adamw import AdamW
+from core.optim.came import CAME
 from core.optim.clip import square_sum
 from core.optim.ema import EMA
 from tests.core.test_kernels import _random
+from tests.tolerances import relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ((700, 101), (7,), (1, 1), (40_000,))
@@ -59,6 +62,44 @@ def test_adamw_by_hand():
     assert found[0][0] is p, "in place"
     assert (float(m), float(v), float(g)) == pytest.approx((1.9, 3.25, 2.0), rel=1e-6)
     assert float(p) == pytest.approx(10.0 * 0.98 - 0.1 * 3.8 / np.sqrt(6.5), rel=1e-6)
+
+
+CAME_SHAPES = ((300, 700), (2, 3, 5, 4), (1, 1), (9,), (3, 40_000))
+
+
+def _came_trained(kernels: ops.Kernels) -> list[np.ndarray]:
+    """Values and averages after three steps of CAME whose updates are clipped."""
+    ops.configure(kernels=kernels)
+    held = [ms.Parameter(ms.Tensor(_random(*s, seed=i)), name=f"p{i}") for i, s in enumerate(CAME_SHAPES)]
+    decay = [len(s) > 1 for s in CAME_SHAPES]
+    optimizer = CAME(held, betas=(0.9, 0.95, 0.99), eps=(1e-8, 1e-8), weight_decay=0.1, clip_threshold=0.3, decay=decay)
+    for step in range(3):
+        gradients = [ms.Tensor(_random(*s, seed=10 * step + i, scale=3.0)) for i, s in enumerate(CAME_SHAPES)]
+        optimizer.step(gradients, 1e-2, 0.37)
+    return [p.asnumpy() for p in held] + [array for array in optimizer.state().values() if array.dtype == np.float32]
+
+
+def came_digest() -> str:
+    return hashlib.sha256(b"".join(array.tobytes() for array in _came_trained("auto"))).hexdigest()
+
+
+def test_came_is_the_operators_but_for_the_order_of_sums():
+    for ours, reference in zip(_came_trained("auto"), _came_trained("operators"), strict=True):
+        assert relative_error(ours, reference) <= 1e-6
+
+
+def test_came_in_place_leaves_parts_of_tensors_alone():
+    ops.configure()
+    p = ms.Parameter(ms.Tensor(_random(4, 6)), name="p")
+    told: list[ms.Tensor] = []
+
+    def mean(x):
+        told.append(x)
+        return x
+
+    optimizer = CAME([p], betas=(0.9, 0.95, 0.99), eps=(1e-8, 1e-8), weight_decay=0.0, sharded=[True], shards_mean=mean)
+    optimizer.step([ms.Tensor(_random(4, 6, seed=1))], 1e-2)
+    assert len(told) == 3, "means over the parts were asked for"
 
 
 def test_in_place_is_only_for_fp32_and_work_that_is_done(monkeypatch):
@@ -110,9 +151,11 @@ def test_what_is_not_finite_reaches_the_sum():
 def test_one_thread_gives_the_same_bits():
     program = (
         f"import os, sys; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); sys.path.insert(0, {str(ROOT)!r})\n"
-        "import mindspore as ms; from tests.core.test_kernels_optim import _random, ops, square_sum_of\n"
-        "ops.configure(); print('SUM', float(square_sum_of(ms.Tensor(_random(1_000_003)))).hex())"
+        "import mindspore as ms; from tests.core.test_kernels_optim import _random, came_digest, ops, square_sum_of\n"
+        "ops.configure(); print('SUM', float(square_sum_of(ms.Tensor(_random(1_000_003)))).hex())\n"
+        "print('CAME', came_digest())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     ops.configure()
+    assert f"CAME {came_digest()}" in done.stdout
     assert f"SUM {float(square_sum_of(ms.Tensor(_random(1_000_003)))).hex()}" in done.stdout
