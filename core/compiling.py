@@ -86,7 +86,8 @@ def _per_signature(fn: Callable, build: Callable, again: Callable | None = None)
             flats = [_flat(f, tuple(p), absent, static) for f in (fn, again) if f is not None]
             places = () if source is None else tuple(count + tuple(p).index(name) for name in source.names)
             cache[key] = build(*flats, wanted=wanted, source=source, places=places)
-        return cache[key](*[t for t in tensors if t is not None], *p.values())
+        run = cache[key] if source is None else cache[key].of(source)
+        return run(*[t for t in tensors if t is not None], *p.values())
 
     return call
 
@@ -129,10 +130,24 @@ class _Recomputed(nn.Cell):
 
     def __init__(
         self, flat: Callable, keeping: Callable | None = None, *, wanted: tuple[int, ...], source: Any = None,
-        places: tuple[int, ...] = (),
+        places: tuple[int, ...] = (), functions: tuple[Callable, Callable, Callable] | None = None,
     ):  # fmt: skip
         super().__init__()
-        self._source, self._places = source, places
+        self._source, self._places, self._wanted = source, places, wanted
+        self._functions = functions or self._made(flat, keeping, wanted)
+        self._others: dict[Any, _Recomputed] = {}
+
+    def of(self, source: Any) -> _Recomputed:
+        """The same compiled functions with another block's ``source``, which knows whose parameters it gathers."""
+        if source.place == self._source.place:
+            return self
+        if source.place not in self._others:
+            others = {"wanted": self._wanted, "source": source, "places": self._places, "functions": self._functions}
+            self._others[source.place] = _Recomputed(self._functions[0], **others)
+        return self._others[source.place]
+
+    @staticmethod
+    def _made(flat: Callable, keeping: Callable | None, wanted: tuple[int, ...]) -> tuple[Callable, Callable, Callable]:
         again = flat if keeping is None else keeping
 
         # The gradient of sum(output * g) is the output's gradient g carried back, here to chosen inputs only.
@@ -153,9 +168,8 @@ class _Recomputed(nn.Cell):
             # A tuple as an argument would be a constant of the graph: compiled anew, with old numbers, at each call.
             return gradient_pair(*values)
 
-        self._wanted = wanted
         wrap = _flat_compiled if runtime.mode == "graph" else lambda f: f
-        self._flat, self._one, self._pair = wrap(flat), wrap(backward_one), wrap(backward_pair)
+        return wrap(flat), wrap(backward_one), wrap(backward_pair)
 
     def _whole(self, values):
         if self._source is None:
@@ -165,7 +179,7 @@ class _Recomputed(nn.Cell):
         return [found.get(place, value) for place, value in enumerate(values)]
 
     def construct(self, *values):
-        return self._flat(*self._whole(values))
+        return self._functions[0](*self._whole(values))
 
     def bprop(self, *values):
         """``values``: the inputs, the output, the output's gradient (of one tensor or a pair and what is kept)."""
@@ -174,7 +188,8 @@ class _Recomputed(nn.Cell):
         inputs = self._whole([_ops.stop_gradient(v) for v in values[:-2]])
         pair = isinstance(gradient, tuple)
         kept = [_ops.stop_gradient(v) for v in values[-2][2:]] if pair else []
-        found = self._pair(*inputs, *kept, *gradient[:2]) if pair else self._one(*inputs, gradient)
+        _, one_output, two_outputs = self._functions
+        found = two_outputs(*inputs, *kept, *gradient[:2]) if pair else one_output(*inputs, gradient)
         gradients: list = [None] * len(inputs)
         for position, value in zip(self._wanted, found, strict=True):
             gradients[position] = value

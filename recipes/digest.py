@@ -19,6 +19,10 @@ def _essence(data: dict[str, Any], *, keep_name: bool = False) -> dict[str, Any]
     for section, ignored in (("runtime", _LIMITS), ("train", _BEGINNING)):
         if isinstance(kept.get(section), dict):
             kept[section] = {key: value for key, value in kept[section].items() if key not in ignored}
+    vae = kept.get("vae")
+    if isinstance(vae, dict) and vae.get("parallel") == "auto":
+        # Younger than accepted baselines, which its default must not change.
+        kept["vae"] = {key: value for key, value in vae.items() if key != "parallel"}
     if isinstance(kept.get("stages"), list):
         # A stage's name is referred to by "@name", so it is part of the experiment.
         kept["stages"] = [_essence(stage, keep_name=True) for stage in kept["stages"]]
@@ -29,7 +33,8 @@ def digest(data: dict[str, Any]) -> str:
     """sha256 (hex) of the effective recipe as canonical JSON.
 
     Without name, description, output folder, timeout, number of repeats, ``measure_peak`` and ``train.resume``;
-    defaults are included, so spelling a default changes nothing. Stage names of a pipeline count.
+    defaults are included (but ``vae.parallel: auto``), so spelling a default changes nothing. Stage names of a
+    pipeline count.
     """
     text = json.dumps(_essence(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -124,6 +124,26 @@ def _tiling(data: Data) -> Iterator[Issue]:
             yield Issue(f"vae.tiling.overlap_{side}", f"got {overlap}, need at most half of tile_{side} {tile}: {why}")
 
 
+def _vae_parallel(kind: str) -> Rule:
+    """``vae.parallel`` says how ranks share a clip, so there must be some that do, and something to share."""
+
+    def rule(data: Data) -> Iterator[Issue]:
+        chosen, workers = get(data, "vae.parallel"), get(data, "runtime.workers")
+        if chosen in (None, "auto"):
+            return
+        if kind in ("train", "paired"):
+            yield Issue("vae.parallel", f"got {chosen}, need auto: each process of kind {kind} encodes for itself")
+        elif kind != "generate" and chosen == "tiles":
+            yield Issue("vae.parallel", "got tiles, need time (all processes share each clip) or auto (rows are dealt)")
+        elif chosen == "tiles" and present(data, "vae", "tiling") and get(data, "vae.tiling") is None:
+            yield Issue("vae.parallel", "got tiles without vae.tiling, need vae.tiling, or time")
+        elif kind == "generate" and (workers or 1) > 1 and get(data, "parallel.sequence_parallel") == 1:
+            message = f"got {chosen} with parallel.sequence_parallel 1: {workers} processes share no video"
+            yield Issue("vae.parallel", f"{message}, need a larger sequence_parallel, or auto")
+
+    return rule
+
+
 def _parallel(data: Data) -> Iterator[Issue]:
     shards, workers = get(data, "parallel.sequence_parallel"), get(data, "runtime.workers")
     parts = get(data, "parallel.zero_ranks")
@@ -187,10 +207,25 @@ def _paired(data: Data) -> Iterator[Issue]:
 _RULES: dict[str, tuple[Rule, ...]] = {
     "make-clips": (held_out, shape_sizes),
     "encode-text": (_model_for("encode-text"), _text_sources),
-    "encode-video": (_model_for("encode-video"), _encode_frames, _encode_buckets, _tiling),
-    "train": (_model_for("train"), _train_size, *TRAIN_RULES, _parallel),
+    "encode-video": (
+        _model_for("encode-video"),
+        _encode_frames,
+        _encode_buckets,
+        _tiling,
+        _vae_parallel("encode-video"),
+    ),
+    "train": (_model_for("train"), _train_size, *TRAIN_RULES, _parallel, _vae_parallel("train")),
     "train-vae": (_model_for("train-vae"), vae_frames, *OPTIMIZER_RULES),
-    "generate": (_model_for("generate"), _prompts, _generate_frames, _timesteps, _saved, _parallel, _tiling),
-    "decode-latents": (_model_for("decode-latents"), _tiling),
-    "paired": (_generate_frames, _tiling, *OPTIMIZER_RULES, _paired),
+    "generate": (
+        _model_for("generate"),
+        _prompts,
+        _generate_frames,
+        _timesteps,
+        _saved,
+        _parallel,
+        _tiling,
+        _vae_parallel("generate"),
+    ),
+    "decode-latents": (_model_for("decode-latents"), _tiling, _vae_parallel("decode-latents")),
+    "paired": (_generate_frames, _tiling, *OPTIMIZER_RULES, _paired, _vae_parallel("paired")),
 }

@@ -88,7 +88,7 @@ def _cost_lines(data: dict[str, Any]) -> list[str]:
             f"FLOPs per rank: {work['model'] / 1e12:.4g} T by the mathematics, {work['hardware'] / 1e12:.4g} T executed"
         )
     for name, value in data["communication"].items():
-        lines.append(f"sent per rank and step: {name} {gib(value)}")
+        lines.append(f"sent per rank and {'step' if 'step_seconds' in time else 'item'}: {name} {gib(value)}")
     seconds = time.get("step_seconds", time.get("seconds"))
     what = "time per step" if "step_seconds" in time else "time per item"
     if seconds is None:

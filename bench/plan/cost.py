@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from bench import flops, flops_vae
 from bench.comm_cost import Sample, copies_bytes, ulysses_bytes, zero_bytes
 from bench.plan.profiles import Profile
 from bench.plan.workload import Sizes, Training
-from core.vae.tiling import TilingConfig
+from bench.tasks.models import tiling_of
+from core.configs import VAEConfig
+from core.vae.ends import shared_bytes
+from core.vae.tiling import TilingConfig, plan_tiles
 
 BALANCE_NOTE = "compute and communication are added, not overlapped"
 
@@ -67,6 +71,19 @@ def communication_bytes(work: Training) -> dict[str, int]:
         found["sequence all-to-all"] = work.accumulation * (sent.forward + sent.backward)
         found["output all-gather"] = work.accumulation * sent.output
     return {name: value for name, value in found.items() if value}
+
+
+def vae_bytes(
+    recipe: Any, config: VAEConfig, side: str, *, length: int, height: int, width: int, itemsize: int
+) -> dict[str, int]:
+    """Bytes that a rank sends to share a clip of ``length`` (latent) frames, ``height x width`` latents, in time."""
+    ranks, section = recipe.runtime.workers, recipe.vae
+    tiling, shared = tiling_of(section), section.parallel == "time"
+    if recipe.kind == "generate":
+        ranks, shared = recipe.parallel.sequence_parallel, shared or (section.parallel == "auto" and tiling is None)
+    plan = plan_tiles(height, width, tiling, config.spatial_compression_ratio)
+    sent = shared_bytes(config, side, length, plan, ranks, itemsize) if shared else {}
+    return {f"vae chunks {name}": value for name, value in sent.items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -185,11 +185,13 @@ def _kept(work: Training, index: int) -> int:
 
 
 def _communication(work: Training) -> int:
-    """Bytes of one block's gathered parameters (ZeRO 3) and of the two buffers of an all-to-all (sequence parallel)."""
+    """Bytes of gathered parameters (ZeRO 3: one block's, with ours the next one's too, which are under way) and of the
+    two buffers of an all-to-all (sequence parallel)."""
     total = 0
     parts = work.parts(from_stage=3)
     if parts > 1:
-        total += parts * work.held(prefixed("b", block_table(work.config)), from_stage=3) * work.stored
+        block = parts * work.held(prefixed("b", block_table(work.config)), from_stage=3) * work.stored
+        total += (2 if work.ours else 1) * block
     if work.sequence_parallel > 1:
         total += 2 * work.batch * work.local_tokens * work.config.inner_dim * work.computed
     return total

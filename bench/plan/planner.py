@@ -150,15 +150,17 @@ def _generate(recipe: Any, sizes: Sizes, profile: Profile) -> dict[str, Any]:
         sizes, frames=padded, height=height, width=width, tokens=recipe.text.max_length, batch=guided,
         steps=recipe.sampling.steps,
     )  # fmt: skip
-    decode = 0
+    decode, sent = 0, {}
     if recipe.save.decode:
+        grid = {"height": height, "width": width, "itemsize": _itemsize(recipe, recipe.vae)}
+        sent = cost.vae_bytes(recipe, sizes.vae, "decoder", length=latents, **grid)
         phases.append(_vae(recipe, sizes, "decoder", video.frames, video.height, video.width))
         decode = cost.decode_flops(sizes, latent_frames=latents, height=height, width=width, tiling=tiling)
     return {
         "phases": [_reserved(p, profile) for p in phases],
         "tokens": tokens,
         "suggestions": _vae_suggestions(recipe, sizes, phases, profile),
-        **_stage_cost({"denoise": denoise // shards, "decode": decode}, profile, recipe.runtime.workers),
+        **_stage_cost({"denoise": denoise // shards, "decode": decode}, profile, recipe.runtime.workers, sent),
     }
 
 
@@ -180,11 +182,16 @@ def _encode_video(recipe: Any, sizes: Sizes, profile: Profile) -> dict[str, Any]
     size = max(found, key=lambda s: found[s].total)
     frames, height, width = size
     work = cost.encode_flops(sizes, frames=frames, height=height, width=width, tiling=tiling_of(recipe.vae))
+    ratio = sizes.vae.spatial_compression_ratio
+    sent = cost.vae_bytes(
+        recipe, sizes.vae, "encoder", length=frames, height=height // ratio, width=width // ratio,
+        itemsize=_itemsize(recipe, recipe.vae),
+    )  # fmt: skip
     return {
         "phases": [_reserved(found[size], profile)],
         "size": {"frames": frames, "height": height, "width": width},
         "suggestions": _vae_suggestions(recipe, sizes, [found[size]], profile, "encoder", size),
-        **_stage_cost({"encode a clip": work}, profile, 1),
+        **_stage_cost({"encode a clip": work}, profile, 1, sent),
     }
 
 
@@ -209,12 +216,14 @@ def _encode_text(recipe: Any, sizes: Sizes, profile: Profile) -> dict[str, Any]:
     return {"phases": [_reserved(phase, profile)], "suggestions": [], **_stage_cost({}, profile, 1)}
 
 
-def _stage_cost(work: dict[str, int], profile: Profile, ranks: int) -> dict[str, Any]:
+def _stage_cost(
+    work: dict[str, int], profile: Profile, ranks: int, sent: dict[str, int] | None = None
+) -> dict[str, Any]:
     total = sum(work.values())
     time = cost.time_of(total, 0, profile, 1)
     return {
         "flops": {"model": total, "hardware": total, "by": work},
-        "communication": {},
+        "communication": sent or {},
         "time": {
             "seconds": time.seconds if total else None,
             "efficiency": profile.efficiency,

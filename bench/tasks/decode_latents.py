@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from bench.context import RunContext
 from bench.tasks.generate import write_video
 from bench.tasks.inputs import read_arrays
 from bench.tasks.models import Models
+from bench.tasks.processes import agreed, clip_processes, share_vae
 from core.errors import UserError
 
 _DEFAULT_FPS = 8.0
@@ -22,15 +24,26 @@ def run(recipe: Any, ctx: RunContext) -> None:
     models = Models(recipe, ctx)
     with ctx.stage("load_vae"):
         vae = models.vae(recipe.vae.dtype)
+    processes = clip_processes(recipe)
+    world = processes.world
+    share_vae(vae, processes, recipe.vae)
     root = Path(recipe.latents) if Path(recipe.latents).is_dir() else files[0].parent
-    mine = ctx.mine(list(enumerate(files, start=1)))
+    rows = list(enumerate(files, start=1))
+    mine = rows if world.size > 1 else ctx.mine(rows)
+    sizes = (vae.config.scaling_factor, vae.config.latent_channels)
     for row, path in ctx.progress(mine, "decode", total=len(mine)):
+        latents = None
         try:
-            latents, fps = _read(path, vae.config.scaling_factor, vae.config.latent_channels)
+            latents, fps = agreed(world, partial(_read, path, *sizes))
             stem = path.relative_to(root).with_suffix("").as_posix()
-            write_video(ctx, vae, recipe, latents, stem, stem, recipe.video.fps or fps or _DEFAULT_FPS)
+            fps = recipe.video.fps or fps or _DEFAULT_FPS
+            write_video(ctx, vae, recipe, latents, stem, stem, fps, keep=world.index == 0)
         except UserError as error:
+            if latents is not None and world.size > 1:
+                raise  # the others wait for this process's chunks
             ctx.row_failed(row, str(path), str(error))
+    if world.size > 1:
+        ctx.note("traffic", {"videos": len(mine), "sent": processes.traffic.table()})
 
 
 def _files(path: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from bench.context import RunContext, synchronize
 from bench.flops_vae import vae_encode
 from bench.tasks import work
 from bench.tasks.models import Models, tiling_of
+from bench.tasks.processes import agreed, clip_processes, share_vae
 from core.data import cache
 from core.data.buckets import Bucket, Size, assign, bucket_table
 from core.data.frames import legal_frames, select_frames
@@ -43,9 +44,13 @@ def run(recipe: Any, ctx: RunContext) -> None:
     models = Models(recipe, ctx)  # before decord loads: the other way round MindSpore's start aborts the process
     ctx.note("decoder", choose_backend(recipe.video.backend))
     with ctx.stage("load"):
-        encoder = _Encoder(recipe, ctx, models.vae(recipe.vae.dtype))
+        processes = clip_processes(recipe)
+        vae = models.vae(recipe.vae.dtype)
+        share_vae(vae, processes, recipe.vae)
+        encoder = _Encoder(recipe, ctx, vae, processes.world)
     with ctx.stage("vae_encode", items=len(manifest)):
-        mine = ctx.mine(list(enumerate(manifest)))
+        rows = list(enumerate(manifest))
+        mine = rows if processes.world.size > 1 else ctx.mine(rows)
         for index, row in ctx.progress(mine, "clips", total=len(mine)):
             try:
                 encoder.encode_row(index, row)
@@ -55,17 +60,32 @@ def run(recipe: Any, ctx: RunContext) -> None:
                 ctx.row_failed(row.row, row.video, str(error))
     ctx.note("clips", {"total": len(manifest), "encoded": encoder.encoded, "kept": encoder.kept})
     ctx.note("decoded_by", encoder.backends)
+    if processes.world.size > 1:
+        ctx.note("traffic", {"clips": encoder.encoded, "sent": processes.traffic.table()})
     if (statistics := encoder.statistics()) is not None:
         ctx.note("buckets", statistics)
 
 
-class _Encoder:
-    """The VAE and the settings that go into every file's identity."""
+class _Work(NamedTuple):
+    """What is to be done for one row; ``size``: frames, height, width; ``kept``: its file is there."""
 
-    def __init__(self, recipe: Any, ctx: RunContext, vae: Any):
+    source: Path
+    target: Path
+    info: VideoInfo
+    indices: np.ndarray
+    fps: float
+    size: Size
+    identity: dict[str, Any]
+    kept: bool
+
+
+class _Encoder:
+    """The VAE and the settings that go into every file's identity; ``group``: the processes that share each clip."""
+
+    def __init__(self, recipe: Any, ctx: RunContext, vae: Any, group: Any):
         from core.weights import parameter_digest  # noqa: PLC0415
 
-        self._recipe, self._ctx, self._vae = recipe, ctx, vae
+        self._recipe, self._ctx, self._vae, self._group = recipe, ctx, vae, group
         self._tiling = tiling_of(recipe.vae)
         video = recipe.video.model_dump(exclude={"backend", "buckets", "max_crop", "max_upscale"})
         self._base = {
@@ -86,18 +106,13 @@ class _Encoder:
     def encode_row(self, index: int, row: Row) -> None:
         """Encodes one clip unless its file is there; UserError says why the clip can't be used."""
         video = self._recipe.video
-        source = resolve_video(row, self._recipe.data.video_folder)
-        target = cache.cache_path(self._ctx.out, row.video)
-        info = probe(source)
-        indices, fps, (count, height, width) = self._fitted(info, row)
-        # A bucket's size is stored as a single size is: the latents are the same.
-        size = {"height": height, "width": width, "max_frames": count} if self._buckets else {}
-        identity = {**self._base, **size, "source": _sha256(source)}
-        if target.exists() and not self._recipe.overwrite:
-            if conflict := cache.identity_conflict(cache.read_identity(target), identity):
-                raise UserError(f"{target}: made with other settings ({conflict}); set overwrite: true")
+        todo = agreed(self._group, lambda: self._work(row))
+        # One that does not see the file yet, on another machine, is waited for.
+        if self._group.agree(todo.kept):
             self.kept += 1
             return
+        source, target, info, indices, fps = todo.source, todo.target, todo.info, todo.indices, todo.fps
+        count, height, width = todo.size
         with VideoReader(source, video.backend) as reader:
             begin = time.perf_counter()
             mean, std = self._moments(reader, indices[:count], (height, width))
@@ -109,16 +124,31 @@ class _Encoder:
         products = vae_encode(self._vae.config, batch=1, frames=count, height=height, width=width, tiling=self._tiling)
         extra = {"video": row.video} | work.inference(self._ctx, products)
         self._ctx.step(index, seconds, samples=1, frames=count, tags=tags, extra=extra)
-        cache.write_video_cache(
-            target,
-            cache.VideoCache(
-                latent_mean=mean, latent_std=std, fps=fps, ori_size=(info.height, info.width), identity=identity
-            ),
-        )
+        if self._group.index == 0:
+            cache.write_video_cache(
+                target,
+                cache.VideoCache(
+                    latent_mean=mean, latent_std=std, fps=fps, ori_size=(info.height, info.width),
+                    identity=todo.identity,
+                ),
+            )  # fmt: skip
+            self._ctx.artifact("latents", target, frames=count)
         for name, array in (("latent_mean", mean), ("latent_std", std)):
             self._ctx.tensor(name, row.video, array)
-        self._ctx.artifact("latents", target, frames=count)
         self.encoded += 1
+
+    def _work(self, row: Row) -> _Work:
+        source = resolve_video(row, self._recipe.data.video_folder)
+        target = cache.cache_path(self._ctx.out, row.video)
+        info = probe(source)
+        indices, fps, (count, height, width) = self._fitted(info, row)
+        # A bucket's size is stored as a single size is: the latents are the same.
+        size = {"height": height, "width": width, "max_frames": count} if self._buckets else {}
+        identity = {**self._base, **size, "source": _sha256(source)}
+        kept = target.exists() and not self._recipe.overwrite
+        if kept and (conflict := cache.identity_conflict(cache.read_identity(target), identity)):
+            raise UserError(f"{target}: made with other settings ({conflict}); set overwrite: true")
+        return _Work(source, target, info, indices, fps, (count, height, width), identity, kept)
 
     def _fitted(self, info: VideoInfo, row: Row) -> tuple[np.ndarray, float, Size]:
         """Frame numbers, their rate, and frames, height and width to encode; UserError if the clip can't give them."""

@@ -47,7 +47,7 @@ def run(recipe: Any, ctx: RunContext) -> None:
     if recipe.save.decode:
         with ctx.stage("load_vae"):
             vae = models.vae(recipe.vae.dtype)
-            share_vae(vae, processes)
+            share_vae(vae, processes, recipe.vae)
         for item in ctx.progress(made, "decode", total=len(made)):
             write_video(
                 ctx, vae, recipe, item.latents, item.stem, item.prompt, recipe.video.fps, keep=_keeps(processes)

@@ -16,10 +16,11 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import communication, nn
+from mindspore import communication, mint, nn
 from mindspore import ops as _ops
 
 from core.compiling import runtime
+from core.parallel.handles import Handle, start_hccl
 from core.parallel.mesh import Mesh
 from core.parallel.traffic import Kind, Message, Traffic
 
@@ -66,6 +67,22 @@ def _raw_composed(name: str, size: int, index: int) -> dict[Kind, Raw]:
         return gather(x).reshape((size, *x.shape))[:, index]
 
     return {"all_reduce": reduce, "all_gather": gather, "reduce_scatter": reduce_scatter, "all_to_all": all_to_all}
+
+
+def _sums_in(dtype):
+    """The CPU's type for what is composed of sums with zeros, which are exact in it."""
+    return ms.float32 if dtype in (ms.bfloat16, ms.float16) else dtype
+
+
+def _to_neighbour(x, ranks: tuple[int, ...], before: int, after: int, name: str):
+    """HCCL: one all-to-all of unequal parts, all of them empty but one. Not measured: no card was at hand."""
+    from mindspore.mint import distributed  # noqa: PLC0415 - Ascend only
+
+    sent, received = [0] * len(ranks), [0] * len(ranks)
+    sent[after] = received[before] = x.size
+    result = mint.zeros((x.size,), dtype=x.dtype)
+    distributed.all_to_all_single(result, x.reshape(-1), received, sent, group=name)
+    return result.reshape(x.shape)
 
 
 class _WithGradient(nn.Cell):
@@ -125,8 +142,8 @@ class Group:
     def _plain(self, purpose: str, kind: Kind, x: ms.Tensor) -> ms.Tensor:
         self.note(purpose, kind, x)
         if kind == "all_gather" and x.dtype in (ms.bfloat16, ms.float16) and runtime.device != "Ascend":
-            # What is composed of sums with zeros is exact in fp32. Not in the function itself, which is compiled, too.
-            return self._raw[kind](x.astype(ms.float32)).astype(x.dtype)
+            # Not in the function itself, which is compiled, too.
+            return self._raw[kind](x.astype(_sums_in(x.dtype))).astype(x.dtype)
         return self._raw[kind](x)
 
     def all_reduce(self, x: ms.Tensor, purpose: str) -> ms.Tensor:
@@ -141,6 +158,13 @@ class Group:
         """``[n * m, ...]`` of each process -> part ``index``, ``[m, ...]``, of the sum over the processes."""
         return self._plain(purpose, "reduce_scatter", x)
 
+    def start(self, kind: Kind, x: ms.Tensor, purpose: str) -> Handle:
+        """Starts an all-reduce, all-gather or reduce-scatter; its result is there after ``wait``."""
+        if self.size == 1 or runtime.device != "Ascend":
+            return Handle(self._plain(purpose, kind, x))
+        self.note(purpose, kind, x)
+        return start_hccl(kind, x, self.size, self._name)
+
     def all_to_all(self, x: ms.Tensor, purpose: str) -> ms.Tensor:
         """``[n, ...]`` -> ``[n, ...]``: entry j goes to process j and comes back as that process's entry ``index``."""
         return self._plain(purpose, "all_to_all", x)
@@ -153,8 +177,23 @@ class Group:
         if runtime.device == "Ascend":
             send: Any = _ops.Broadcast(self.ranks[root], self._name)
             return send((x,))[0]
-        # MindSpore documents no CPU kernel for it; a gather is exact.
-        return self._raw["all_gather"](x.reshape(1, *x.shape))[root]
+        # MindSpore documents no CPU kernel for it; a sum with zeros is exact.
+        given = x if self.index == root else _ops.zeros_like(x)
+        return self._raw["all_reduce"](given.astype(_sums_in(x.dtype))).astype(x.dtype)
+
+    def to_next(self, x: ms.Tensor, purpose: str) -> ms.Tensor:
+        """``x`` goes to the next process of the group, the last one's to the first; that of the one before comes back.
+
+        All give tensors of one shape and type.
+        """
+        self.note(purpose, "next", x)
+        if self.size == 1:
+            return x
+        before, after = (self.index - 1) % self.size, (self.index + 1) % self.size
+        if runtime.device == "Ascend":
+            return _to_neighbour(x, self.ranks, before, after, self._name)
+        gathered = self._raw["all_gather"](x.astype(_sums_in(x.dtype)).reshape(1, *x.shape))
+        return gathered[before].astype(x.dtype)
 
     def agree(self, ok: bool) -> bool:
         """Whether all processes say so; each waits for the others here (the CPU has no barrier); not counted."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mindspore as ms
 from mindspore import mint, nn
 
+from core.parallel.ahead import Ahead
 from core.parallel.collectives import Group
 from core.parallel.cut import Cut
+from core.parallel.handles import Handle
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Gathering:
 
     ``names`` are those in the hand-out; ``stored`` is the type that whole tensors have and travel in, ``computed`` the
     type that they are handed out in. Gradients are rounded to ``stored``, as those of a whole parameter are, and summed
-    in fp32.
+    in fp32. ``place``: which hand-out this is, by its parameters; ``ahead`` gathers it where the one before begins.
     """
 
     group: Group
@@ -27,18 +29,38 @@ class Gathering:
     cuts: tuple[Cut, ...]
     stored: Any
     computed: Any
+    place: tuple[str, ...] = field(default=(), compare=False)
+    ahead: Ahead | None = field(default=None, compare=False)
 
     def gather(self, parts: Sequence[Any]) -> list[Any]:
         """Own fp32 parts -> whole tensors."""
-        flat = mint.cat([part.astype(self.stored).reshape(1, -1) for part in parts], dim=1)
-        gathered = self.group.all_gather(flat, "parameters").astype(self.computed)
-        return self._split(gathered, whole=True)
+        flat = self._joined(parts) if self.ahead is None else self.ahead.take(self.place).wait()
+        if self.ahead is None:
+            flat = self.group.all_gather(flat, "parameters")
+        return self._split(flat.astype(self.computed), whole=True)
+
+    def start_gather(self, parts: Sequence[Any]) -> Handle:
+        """``gather``'s message."""
+        return self.group.start("all_gather", self._joined(parts), "parameters")
 
     def scatter(self, gradients: Sequence[Any]) -> list[Any]:
         """Own gradients of the whole tensors -> fp32 parts of their sum over the processes."""
+        return self.parts(self.group.reduce_scatter(self._spread(gradients), "gradients"))
+
+    def start_scatter(self, gradients: Sequence[Any]) -> Handle:
+        """``scatter``'s message, of whose result ``parts`` makes tensors."""
+        return self.group.start("reduce_scatter", self._spread(gradients), "gradients")
+
+    def parts(self, flat: Any) -> list[Any]:
+        """What was scattered -> the parts."""
+        return self._split(flat, whole=False)
+
+    def _joined(self, parts: Sequence[Any]) -> Any:
+        return mint.cat([part.astype(self.stored).reshape(1, -1) for part in parts], dim=1)
+
+    def _spread(self, gradients: Sequence[Any]) -> Any:
         rounded = [g.astype(self.stored).astype(ms.float32) for g in gradients]
-        spread = [cut.spread(g) for cut, g in zip(self.cuts, rounded, strict=True)]
-        return self._split(self.group.reduce_scatter(mint.cat(spread, dim=1), "gradients"), whole=False)
+        return mint.cat([cut.spread(g) for cut, g in zip(self.cuts, rounded, strict=True)], dim=1)
 
     def _split(self, flat: Any, *, whole: bool) -> list[Any]:
         tensors, start = [], 0

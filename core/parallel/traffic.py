@@ -2,7 +2,8 @@
 
 Bytes are those that one rank sends in the ring algorithm (the least that is possible for these patterns), n ranks, a
 rank's input of b bytes: all-reduce 2 (n - 1) / n b, reduce-scatter (n - 1) / n b, all-gather (n - 1) b, all-to-all
-(n - 1) / n b, broadcast b. What the CPU composes instead (``core.parallel.collectives``) is not counted.
+(n - 1) / n b, broadcast b, to the next rank b. What the CPU composes instead (``core.parallel.collectives``) is not
+counted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast"]
+Kind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast", "next"]
 
 
 def sent_bytes(kind: Kind, input_bytes: int, ranks: int) -> int:
@@ -21,6 +22,7 @@ def sent_bytes(kind: Kind, input_bytes: int, ranks: int) -> int:
         "all_gather": (ranks - 1) * ranks,
         "all_to_all": ranks - 1,
         "broadcast": ranks if ranks > 1 else 0,
+        "next": ranks if ranks > 1 else 0,
     }
     return -(-shares[kind] * input_bytes // ranks)
 

@@ -20,45 +20,39 @@ whole masters beside those. What is saved and exported is the masters.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import mindspore as ms
-import numpy as np
-from mindspore import mint
+from mindspore import mint, ops
 
 from core.model import Model
 from core.optim.clip import square_sum
+from core.parallel.ahead import Ahead
 from core.parallel.collectives import Group
-from core.parallel.cut import Cut
 from core.parallel.gathering import Gathering, HandOut
-from core.parallel.mesh import held
-
-BUCKET_BYTES = 2**26  # of fp32: large enough for full bandwidth, small beside a block of the 5B model (530 MB)
-
-
-def _cut_by_rows(field: str, cut: Cut) -> bool:
-    """Whether a state's field is cut as its parameter is: averages over a matrix's rows are whole on all processes."""
-    return not (field.endswith("column") and len(cut.rows_shape) == 2)
+from core.parallel.handles import Handle
+from core.parallel.parts import HeldParts
+from core.parallel.reducing import Reducer, Watched, added, buckets
 
 
-def _summed(group: Group, tensors: list[Any]) -> list[Any]:
-    """fp32 sums of each tensor over the processes, by one all-reduce."""
-    flat = mint.cat([g.astype(ms.float32).reshape(-1) for g in tensors], dim=0)
-    flat, sums, start = group.all_reduce(flat, "gradients"), [], 0
-    for g in tensors:
-        sums.append(flat[start : start + g.size].reshape(g.shape))
-        start += g.size
-    return sums
+def _flat(tensors: list[Any]) -> Any:
+    """Their elements one behind the other, in fp32."""
+    return mint.cat([g.astype(ms.float32).reshape(-1) for g in tensors], dim=0)
 
 
-def _master(parameter: ms.Parameter) -> ms.Parameter:
-    return ms.Parameter(parameter.astype(ms.float32), name=str(parameter.name))
+def _pieces(flat: Any, tensors: Sequence[Any], bucket: list[int]) -> list[Any]:
+    """What ``_flat`` put together, in the shapes of the ``tensors`` of these numbers."""
+    found, start = [], 0
+    for index in bucket:
+        size = tensors[index].size
+        found.append(flat[start : start + size].reshape(tensors[index].shape))
+        start += size
+    return found
 
 
-class Zero:
+class Zero(HeldParts):
     """What of ``parameters`` this process holds, updates and exchanges.
 
     Args:
@@ -83,39 +77,23 @@ class Zero:
         self, model: Model, parameters: Sequence[ms.Parameter], group: Group, stage: int, *, masters: bool = True,
         replicas: Group | None = None, stored: Any = None,
     ):  # fmt: skip
-        assert stored is None or stage == 3, "stages below 3 keep whole parameters"
-        self._stored = stored
-        self.model, self.group, self.stage, self._replicas = model, group, stage, replicas
-        self.whole = list(parameters)
-        self.names = [str(q.name) for q in self.whole]
-        self.cuts = [Cut(tuple(q.shape), group.size) for q in self.whole]
-        self.types = [q.dtype for q in self.whole]
-        self.parameters, self.variables = self.whole, self.whole
-        self._index = {name: index for index, name in enumerate(self.names)}
-        if stage:
-            self.parameters = [self._own(q, cut) for q, cut in zip(self.whole, self.cuts, strict=True)]
-        elif masters:
-            self.parameters = [q if q.dtype == ms.float32 else _master(q) for q in self.whole]
+        super().__init__(model, parameters, group, stage, masters, stored)
+        self.variables, self._replicas = self.whole, replicas
+        self._total: list[Any] = []
+        self._cells: dict[tuple[str, ...], Any] = {}
+        self._hand_outs: dict[tuple[str, ...], Gathering] = {}
+        self._ahead = Ahead(self._gathered_early)
+        self._reducer = Reducer(self.cuts, self.types, self._start_sum)
+        if stage >= 2 or group.size > 1:
+            model.keep_in(self)
         if stage >= 2:
             self.variables = self.parameters
-            self._cells: dict[tuple[str, ...], HandOut] = {}
             for q in self.whole:
                 q.requires_grad = False
-            model.keep_in(self)
         if stage == 3:
             for name, part in zip(self.names, self.parameters, strict=True):
                 model.replace(name, part)
             self.whole = []
-
-    def _own(self, parameter: ms.Parameter, cut: Cut) -> ms.Parameter:
-        name = str(parameter.name)
-        if self._stored is None:
-            array = cut.part(parameter.astype(ms.float32).asnumpy(), self.group.index)
-        elif cut.rows_shape[0] == cut.shape[0]:
-            array = cut.part_of(partial(self._stored.rows, name), self.group.index)
-        else:  # leading ones: rows lie in a later dimension
-            array = cut.part(self._stored.whole(name), self.group.index)
-        return ms.Parameter(ms.Tensor.from_numpy(array), name=name)
 
     @property
     def copy(self) -> int:
@@ -127,7 +105,7 @@ class Zero:
         ok = self.group.agree(ok)
         return ok if self._replicas is None else self._replicas.agree(ok)
 
-    # What the model asks while it hands parameters out (stages 2 and 3).
+    # What the model asks while it hands parameters out (not in stages 0 and 1 of one process).
 
     def keeps(self, name: str) -> bool:
         """Whether the gradient of parameter ``name`` goes to a part."""
@@ -149,58 +127,87 @@ class Zero:
         assert all(self.types[i] == stored for i in places), "one message has one type"
         # Stage 3 keeps fp32 only: what is computed in fewer bits need not travel in more.
         stored = computed if self.stage == 3 and stored == ms.float32 else stored
-        return Gathering(self.group, tuple(shorts), tuple(self.cuts[i] for i in places), stored, computed)
+        cuts = tuple(self.cuts[i] for i in places)
+        place = tuple(names)
+        self._hand_outs[place] = Gathering(self.group, tuple(shorts), cuts, stored, computed, place, self._ahead)
+        return self._hand_outs[place]
 
     def full(self, names: Sequence[str]) -> list[Any]:
-        """The whole parameters ``names``; their gradients arrive at the parts."""
+        """The whole parameters ``names``; their gradients arrive at the parts, or where they are summed."""
         key = tuple(names)
+        if self.stage < 2:
+            return self._watched(key)
         if key not in self._cells:
             resident = None if self.stage == 3 else [self.whole[self._index[name]] for name in names]
             self._cells[key] = HandOut(self.gathering(names, names), resident)
         result: Any = self._cells[key](*(self.part(name) for name in names))
         return list(result) if isinstance(result, tuple) else [result]
 
+    def _watched(self, key: tuple[str, ...]) -> list[Any]:
+        places = [self._index[name] for name in key]
+        if key not in self._cells:
+            self._cells[key] = Watched(partial(self._reducer.arrived, places))
+        self._reducer.handed(places)
+        result: Any = self._cells[key](*(self.whole[place].view(self.whole[place].shape) for place in places))
+        return list(result) if isinstance(result, tuple) else [result]
+
+    def _gathered_early(self, place: tuple[str, ...]) -> Handle:
+        """Starts gathering a hand-out; what is handed out later is made of it there, so no gradient passes here."""
+        return self._hand_outs[place].start_gather([ops.stop_gradient(self.part(name)) for name in place])
+
     # What a training step asks.
 
+    def next_pass(self, total: Sequence[Any], *, last: bool) -> None:
+        """A micro-batch's forward and backward pass begins; ``total``: the sum of the gradients before it.
+
+        In the ``last`` one of a step gradients are summed over processes as they come; ``reduced`` follows.
+        """
+        self._ahead.begin()
+        if last:
+            self._total = list(total)
+            if self._watches:
+                self._reducer.last_backward(total)
+
+    @property
+    def _watches(self) -> bool:
+        return self.stage < 2 and self.group.size > 1
+
     def reduced(self, gradients: Sequence[Any]) -> list[Any]:
-        """Gradients of ``variables``, summed over a step's micro-batches -> those of ``parameters``, over all ranks."""
+        """The last micro-batch's gradients of ``variables`` -> those of ``parameters``, of the step, over all ranks."""
+        self._ahead.end()
         gradients = self._over_group(gradients)
+        self._total = []
         if self._replicas is None or self._replicas.size == 1:
             return gradients
         result: list[Any] = [None] * len(gradients)
-        for bucket in self._buckets():
-            found = _summed(self._replicas, [gradients[i] for i in bucket])
+        for bucket in buckets(self.cuts, self.types):
+            found = _pieces(
+                self._replicas.all_reduce(_flat([gradients[i] for i in bucket]), "gradients"), gradients, bucket
+            )
             for index, tensor in zip(bucket, found, strict=True):
                 result[index] = tensor
         return result
 
     def _over_group(self, gradients: Sequence[Any]) -> list[Any]:
-        if self.stage >= 2 or (self.stage == 0 and self.group.size == 1):
-            return list(gradients)
+        if self.stage == 1 and self.group.size == 1:
+            self._reducer.last_backward(self._total)
+        elif not self._watches:
+            return added(self._total, gradients)
         result: list[Any] = [None] * len(gradients)
-        for bucket in self._buckets():
-            cuts = tuple(self.cuts[i] for i in bucket)
-            if self.stage == 1:
-                wire = Gathering(self.group, (), cuts, ms.float32, ms.float32)
-                found = wire.scatter([gradients[i] for i in bucket])
-            else:
-                found = _summed(self.group, [gradients[i] for i in bucket])
+        for bucket, flat in self._reducer.finish(gradients):
+            found = self._wire(bucket).parts(flat) if self.stage else _pieces(flat, gradients, bucket)
             for index, tensor in zip(bucket, found, strict=True):
                 result[index] = tensor
         return result
 
-    def _buckets(self) -> Iterator[list[int]]:
-        """Indices of tensors of one stored type that travel together."""
-        bucket, size = [], 0
-        for index, cut in enumerate(self.cuts):
-            full = size + 4 * math.prod(cut.shape) > BUCKET_BYTES
-            if bucket and (full or self.types[index] != self.types[bucket[0]]):
-                yield bucket
-                bucket, size = [], 0
-            bucket.append(index)
-            size += 4 * math.prod(cut.shape)
-        if bucket:
-            yield bucket
+    def _wire(self, bucket: list[int]) -> Gathering:
+        return Gathering(self.group, (), tuple(self.cuts[i] for i in bucket), ms.float32, ms.float32)
+
+    def _start_sum(self, bucket: list[int], gradients: list[Any]) -> Handle:
+        """Starts summing a bucket: to parts in stage 1, to everybody in stage 0."""
+        if self.stage:
+            return self._wire(bucket).start_scatter(gradients)
+        return self.group.start("all_reduce", _flat(gradients), "gradients")
 
     def norm(self, gradients: Sequence[Any]) -> Any:
         """Euclidean norm of reduced gradients, over all parts: the same on every process."""
@@ -248,80 +255,9 @@ class Zero:
             return
         if self.stage == 3:
             return
-        for bucket in self._buckets():
+        for bucket in buckets(self.cuts, self.types):
             stored = self.types[bucket[0]]
             gathering = Gathering(self.group, (), tuple(self.cuts[i] for i in bucket), stored, stored)
             found = gathering.gather([self.parameters[i].view(self.parameters[i].shape) for i in bucket])
             for index, tensor in zip(bucket, found, strict=True):
                 self.whole[index].set_data(tensor.astype(self.types[index]))
-
-    def array(self, name: str) -> np.ndarray:
-        """The whole fp32 value of a parameter of the model on every process, each of which has to ask."""
-        if name not in self._index:
-            return self.model.parameters_dict()[name].astype(ms.float32).asnumpy()
-        own = self.parameters[self._index[name]]
-        return self.assembled(name, own.view(own.shape))
-
-    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """``array`` of each trained parameter."""
-        return ((name, self.array(name)) for name in self.names)
-
-    def assembled(self, name: str, own: Any) -> np.ndarray:
-        """The whole fp32 array of what belongs to parameter ``name`` and is cut as it is."""
-        if not self.stage:
-            return own.astype(ms.float32).asnumpy()
-        gathered = self.group.all_gather(own.astype(ms.float32).reshape(1, -1), "checkpoint")
-        return np.ascontiguousarray(self.cuts[self._index[name]].assembled(gathered).asnumpy())
-
-    def assign(self, name: str, whole: np.ndarray) -> None:
-        """Sets a trained parameter; ``publish`` follows."""
-        index = self._index[name]
-        array = self.cuts[index].part(whole, self.group.index) if self.stage else whole
-        parameter = self.parameters[index]
-        parameter.set_data(ms.Tensor(np.array(array, np.float32)).astype(parameter.dtype))
-
-    def rows_held(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Of arrays ``<field>.<parameter>``, as optimisers name them, what this process saves: its rows, no padding."""
-        if not self.stage:
-            return arrays
-        result = {}
-        for name, array in arrays.items():
-            field, _, parameter = name.partition(".")
-            cut = self.cuts[self._index[parameter]]
-            if _cut_by_rows(field, cut):
-                result[name] = array[: len(held(cut.rows_shape[0], cut.parts, self.group.index))]
-            elif self.group.index == 0:
-                result[name] = array
-        return result
-
-    def own_rows(
-        self, whole: Iterable[tuple[str, np.ndarray]], shapes: dict[str, tuple[int, ...]]
-    ) -> dict[str, np.ndarray]:
-        """What ``rows_held`` of all processes of some layout make together -> this process's arrays of ``shapes``."""
-        result = {}
-        for name, array in whole:
-            field, _, parameter = name.partition(".")
-            shape = shapes.get(name)
-            cut = self.cuts[self._index[parameter]] if parameter in self._index else None
-            if shape is None or cut is None:
-                result[name] = array  # whoever takes the result refuses it by name
-            elif self.stage and _cut_by_rows(field, cut):
-                rows = array.reshape(cut.rows_shape[0], *shape[1:])
-                result[name] = Cut(rows.shape, cut.parts).part(rows, self.group.index).reshape(shape)
-            else:
-                result[name] = array.reshape(shape)
-        return result
-
-    @property
-    def tensors(self) -> list[Cut]:
-        """The trained tensors: shapes, before they were cut."""
-        return self.cuts
-
-    def held_bytes(self) -> dict[str, int]:
-        """Bytes on this process, from its live tensors: whole parameters, and the fp32 parts or masters beside them."""
-        whole = {id(q) for q in self.whole}
-        apart = [q for q in self.parameters if id(q) not in whole]
-        return {
-            "whole": sum(q.size * q.itemsize for q in self.whole),
-            "parts": sum(q.size * q.itemsize for q in apart),
-        }

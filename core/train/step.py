@@ -12,6 +12,7 @@ import numpy as np
 from core import ops
 from core.optim.clip import clip_factor
 from core.parallel.collectives import alone
+from core.parallel.reducing import added
 from core.parallel.zero import Zero
 from core.schedulers.base import Scheduler
 from core.train.loss import LOSSES, LossKind, TimestepKind, draw_timesteps, loss_inputs, noise_of
@@ -100,8 +101,8 @@ class TrainStep:
                 was updated.
         """
         scale = 1.0 if self.loss_scale is None else float(self.loss_scale.value)
-        losses, total = self._accumulated(step, batches, scale)
-        total = self.zero.reduced(total)
+        losses, gradients = self._passes(step, batches, scale)
+        total = self.zero.reduced(gradients)
         if self.gradient_bytes is None:
             self.gradient_bytes = sum(gradient.size * gradient.itemsize for gradient in total)
         parts = len(batches) * self.data_ranks
@@ -118,20 +119,20 @@ class TrainStep:
             self.zero.updated(self.optimizer)
         return StepResult(loss=loss, grad_norm=grad_norm, skipped=overflowed)
 
-    def _accumulated(self, step: int, batches: Sequence[Batch], scale: float) -> tuple[list[float], list[ms.Tensor]]:
-        """Losses, and the sum of the scaled gradients over the micro-batches."""
+    def _passes(self, step: int, batches: Sequence[Batch], scale: float) -> tuple[list[float], list[ms.Tensor]]:
+        """Losses, and the last micro-batch's scaled gradients; ``zero`` has the sum of those before."""
         count = sum(len(batch.samples) for batch in batches) * self.data_ranks
         factor = ms.Tensor(scale, ms.float32)
         losses: list[float] = []
         total: list[ms.Tensor] = []
-        for batch in batches:
+        gradients: list[ms.Tensor] = []
+        for number, batch in enumerate(batches, start=1):
+            self.zero.next_pass(total, last=number == len(batches))
             arrays = [np.ascontiguousarray(a) for a in (batch.text, *self._inputs(step, batch, count))]
             loss, gradients = self._gradients(factor, *(ms.Tensor(a) for a in arrays))
             losses.append(float(loss) / scale)
-            # The sum is fp32 whatever the gradients' type: eight roundings of bf16 would cost a digit.
-            sums = (a + b.astype(ms.float32) for a, b in zip(total, gradients, strict=True))
-            total = list(sums) if total else list(gradients)
-        return losses, total
+            total = added(total, gradients) if number < len(batches) else []
+        return losses, list(gradients)
 
     def _inputs(self, step: int, batch: Batch, count: int) -> tuple[np.ndarray, ...]:
         steps = self.scheduler.config.num_train_timesteps

@@ -17,7 +17,7 @@ import mindspore as ms
 from mindspore import mint
 
 from core import ops, ops_modulation
-from core.vae.conv import causal_conv3d, conv
+from core.vae.conv import causal_conv3d, conv, copied, handed_over_conv, handed_over_conv3d
 
 SPATIAL_NORM_EPS = 1e-6  # fixed in the reference, whatever norm_eps says
 
@@ -63,6 +63,18 @@ def _norm_silu(whole):
     return norm_silu if whole else lone_norm_silu
 
 
+def _causal(whole, cache):
+    """The convolution that takes such a ``cache``: in a compiled block always a tensor or None."""
+    if whole:
+        return causal_conv3d
+    return handed_over_conv3d if callable(cache) else causal_conv3d
+
+
+def lone_conv(cache):
+    """``conv`` outside a compiled function, for such a ``cache``."""
+    return handed_over_conv if callable(cache) else conv
+
+
 def _inside(p, name):
     return {key[len(name) + 1 :]: tensor for key, tensor in p.items() if key.startswith(name + ".")}
 
@@ -76,7 +88,16 @@ def norm_conv(norm, convolution, x, z, cache, *, groups, eps, added=None):
     """``causal_conv3d`` of ``norm_silu`` in one operator, see ``fuses``: ``-> ([B, O, T, H, W] + added, cache)``."""
     weight, bias, scale, shift = _modulation(norm, z)
     kernel, eps = convolution["conv.weight"], eps if z is None else SPATIAL_NORM_EPS
-    return ops.norm_conv3d(x, groups, weight, bias, eps, scale, shift, cache, kernel, convolution["conv.bias"], added)
+    handed_over = callable(cache)
+    if handed_over:
+        # The norm twice, which costs less time than its result would cost memory beside the convolution's.
+        h = ops.group_norm_silu(x, groups, weight, bias, eps, scale, shift)
+        end = copied(h[:, :, h.shape[2] + 1 - kernel.shape[2] :])
+        h = None
+        cache = cache(end)
+    convolved = (kernel, convolution["conv.bias"], added)
+    y, cache = ops.norm_conv3d(x, groups, weight, bias, eps, scale, shift, cache, *convolved)
+    return y, None if handed_over else cache
 
 
 def _fused_resnet(p, x, z, cache1, cache2, *, groups, eps):
@@ -97,11 +118,11 @@ def resnet(p, x, z, cache1, cache2, *, groups, eps, whole=False):
     if not whole and fuses(x):
         return _fused_resnet(p, x, z, cache1, cache2, groups=groups, eps=eps)
     # The norms' results have no name here: the convolution lets go of them when it has joined them to the cache.
-    h, cache1 = causal_conv3d(
+    h, cache1 = _causal(whole, cache1)(
         _norm_silu(whole)(_inside(p, "norm1"), x, z, groups=groups, eps=eps),
         p["conv1.conv.weight"], p["conv1.conv.bias"], cache1,
     )  # fmt: skip
-    h, cache2 = causal_conv3d(
+    h, cache2 = _causal(whole, cache2)(
         _norm_silu(whole)(_inside(p, "norm2"), h, z, groups=groups, eps=eps),
         p["conv2.conv.weight"], p["conv2.conv.bias"], cache2,
     )  # fmt: skip

@@ -28,6 +28,11 @@ def latent_chunks(latent_frames: int) -> list[tuple[int, int]]:
     return _chunks(latent_frames, LATENT_CHUNK)
 
 
+def waves(count: int, size: int) -> list[list[int]]:
+    """``count`` chunks for ``size`` processes: those worked on at a time. Chunk i is process ``i % size``'s."""
+    return [list(range(first, min(first + size, count))) for first in range(0, count, size)]
+
+
 def latent_frames(frames: int, ratio: int = 4) -> int:
     """Latent frames of a clip: ``frames / 4``, or ``(frames - 1) / 4 + 1`` where the first frame stands alone.
 

@@ -10,7 +10,7 @@ from mindspore import mint
 from core import ops
 
 
-def _copied(x):
+def copied(x):
     """The same frames in memory of their own: a slice is a view in PyNative, which would keep the whole of ``x``."""
     frames = x.shape[2]
     return x if frames == 1 else mint.cat([x[:, :, i : i + 1] for i in range(frames)], 2)
@@ -27,7 +27,25 @@ def causal_conv3d(x, weight, bias, cache):
     # One name throughout: where the caller keeps none either, ``x`` is free before the convolution begins.
     x = mint.cat([x[:, :, :1]] * memory + [x], 2) if cache is None else mint.cat([cache, x], 2)
     y = ops.conv3d(x, weight, bias, 1, (0, weight.shape[3] // 2, weight.shape[4] // 2))
-    return y, _copied(x[:, :, x.shape[2] - memory :])
+    return y, copied(x[:, :, x.shape[2] - memory :])
+
+
+def handed_over_conv3d(x, weight, bias, before):
+    """``causal_conv3d`` where ``before(own last frames)`` gives the frames before this chunk, or None: ``(y, None)``.
+
+    For a chunk whose neighbours other processes have (``core.vae.over_time``); not for compiled functions.
+    """
+    memory = weight.shape[2] - 1
+    assert x.shape[2] >= memory, "the frames handed over are the chunk's own"
+    cache = before(copied(x[:, :, x.shape[2] - memory :]))
+    x = mint.cat([x[:, :, :1]] * memory + [x], 2) if cache is None else mint.cat([cache, x], 2)
+    cache = None
+    return ops.conv3d(x, weight, bias, 1, (0, weight.shape[3] // 2, weight.shape[4] // 2)), None
+
+
+def handed_over_conv(p, x, before):
+    """``handed_over_conv3d`` with the weights of the block ``p``."""
+    return handed_over_conv3d(x, p["conv.weight"], p["conv.bias"], before)
 
 
 def conv(p, x, cache):

@@ -6,9 +6,8 @@ caller multiplies by ``config.scaling_factor`` before the transformer and divide
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import mindspore as ms
 from mindspore import mint
@@ -16,31 +15,11 @@ from mindspore import mint
 from core.configs import VAEConfig
 from core.errors import UserError
 from core.model import Model
-from core.vae import blocks, chunks
-from core.vae.conv import conv
+from core.vae import blocks, chunks, over_time, passes
+from core.vae.over_time import Neighbours
 from core.vae.parameters import MID_RESNETS, parameter_table, temporal_levels
+from core.vae.passes import Cache, Pass
 from core.vae.tiling import TilePlan, TilingConfig, plan_tiles
-
-Cache = dict[str, ms.Tensor]  # name of a causal convolution -> its last frames
-
-
-class _Share(NamedTuple):
-    """Number ``index`` of ``size`` processes that deal out tiles; ``gather``: ``[m]`` of each -> ``[size * m]``."""
-
-    size: int
-    index: int
-    gather: Callable[[ms.Tensor], ms.Tensor]
-
-
-_ALONE = _Share(1, 0, lambda x: x)
-
-
-class _Pass(NamedTuple):
-    """One direction: ``run(chunk, cache) -> (result, cache)`` and the elements per latent on both sides."""
-
-    run: Callable[[ms.Tensor, Cache], tuple[ms.Tensor, Cache]]
-    scale_in: int
-    scale_out: int
 
 
 class AutoencoderKLCogVideoX(Model):
@@ -60,9 +39,10 @@ class AutoencoderKLCogVideoX(Model):
         self.config = config
         self.whole_blocks = self.whole_sides = False
         ratio = config.spatial_compression_ratio
-        self._encoding = _Pass(self.encode_chunk, ratio, 1)
-        self._decoding = _Pass(self.decode_chunk, 1, ratio)
-        self._share = _ALONE
+        self._encoding = Pass("encoder", config, self.encode_chunk, ratio, 1)
+        self._decoding = Pass("decoder", config, self.decode_chunk, 1, ratio)
+        self._share = passes.ALONE
+        self.neighbours: Neighbours | None = None
 
     def share_tiles(self, size: int, index: int, gather: Callable[[ms.Tensor], ms.Tensor]) -> None:
         """Deals the tiles of ``encode`` and ``decode`` to ``size`` processes, of which this is number ``index``.
@@ -70,7 +50,20 @@ class AutoencoderKLCogVideoX(Model):
         ``gather``: ``[m]`` of each process -> ``[size * m]`` on all, in their order. Every process gets the whole
         result, with the bits of one process: tiles are added up in the same order. Without tiles each computes all.
         """
-        self._share = _Share(size, index, gather)
+        self._share = passes.Share(size, index, gather)
+
+    def share_time(self, neighbours: Neighbours | None) -> None:
+        """Deals the chunks of ``encode``, ``decode`` and the streams of ``core.vae.streaming`` to several processes.
+
+        Every process gets the whole result, with the bits of one process (``core.vae.over_time``). None: each alone.
+        """
+        assert not self.whole_blocks, "a compiled block can't wait for another process"
+        self.neighbours = neighbours
+
+    @property
+    def passes(self) -> tuple[Pass, Pass]:
+        """Encoder and decoder as ``core.vae.over_time`` runs them."""
+        return self._encoding, self._decoding
 
     @property
     def tiles_are_shared(self) -> bool:
@@ -86,7 +79,7 @@ class AutoencoderKLCogVideoX(Model):
         Raises:
             UserError: a shape that the VAE can't take.
         """
-        return _mean_std(self._moments(video, tiling))
+        return passes.mean_std(self._moments(video, tiling))
 
     def _side(self) -> dict[str, Any]:
         config = self.config
@@ -97,7 +90,7 @@ class AutoencoderKLCogVideoX(Model):
 
     def posterior(self, video: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         """``encode`` without tiles, with the logarithm of the variance (-30 to 20) in place of the deviation."""
-        return _mean_logvar(self._moments(video, None))
+        return passes.mean_logvar(self._moments(video, None))
 
     def decode(self, latents: ms.Tensor, tiling: TilingConfig | None = None) -> ms.Tensor:
         """Unscaled latents ``[B, 16, t, h, w]`` -> pixels around [-1, 1] ``[B, 3, T, 8h, 8w]``, not clipped.
@@ -109,7 +102,7 @@ class AutoencoderKLCogVideoX(Model):
         """
         plan = self._latent_plan(latents, tiling)
         spans = chunks.latent_chunks(latents.shape[2])
-        return _whole(self._decoding, [latents[:, :, a:b] for a, b in spans], plan, _max_batch(tiling), self._share)
+        return self._whole(self._decoding, [latents[:, :, a:b] for a, b in spans], plan, tiling)
 
     def encode_chunks(
         self, frames: Iterable[ms.Tensor], num_frames: int, tiling: TilingConfig | None = None
@@ -122,8 +115,9 @@ class AutoencoderKLCogVideoX(Model):
         Raises:
             UserError: a shape that the VAE can't take, fewer or more frames than ``num_frames``.
         """
-        for piece in _stream(self._encoding, self._sample_pieces(frames, num_frames, tiling), _max_batch(tiling)):
-            yield _mean_std(piece)
+        pieces = self._sample_pieces(frames, num_frames, tiling)
+        for piece in passes.stream(self._encoding, pieces, passes.max_batch(tiling)):
+            yield passes.mean_std(piece)
 
     def decode_chunks(self, latents: ms.Tensor, tiling: TilingConfig | None = None) -> Iterator[ms.Tensor]:
         """Latents ``[B, 16, t, h, w]`` -> pixels ``[B, 3, 8 or 9 (or 1), H, W]``, a chunk at a time for a writer.
@@ -132,12 +126,13 @@ class AutoencoderKLCogVideoX(Model):
         """
         plan = self._latent_plan(latents, tiling)
         pieces = ((latents[:, :, a:b], plan) for a, b in chunks.latent_chunks(latents.shape[2]))
-        return _stream(self._decoding, pieces, _max_batch(tiling))
+        return passes.stream(self._decoding, pieces, passes.max_batch(tiling))
 
     def encode_chunk(self, x: ms.Tensor, cache: Cache) -> tuple[ms.Tensor, Cache]:
         """One chunk of pixels -> ``(mean and log variance on one axis [B, 32, t, h, w], cache for the next chunk)``.
 
-        ``cache`` is used up: each entry goes when its successor is made, or two chunks' caches would be alive.
+        ``cache`` is used up: each entry goes when its successor is made, or two chunks' caches would be alive. Or it is
+        an ``over_time.Handover``, and the result holds nothing for the next chunk.
         """
         config, new = self.config, {}
         if self.whole_sides and not cache and not config.use_quant_conv:
@@ -176,11 +171,18 @@ class AutoencoderKLCogVideoX(Model):
     def _moments(self, video: ms.Tensor, tiling: TilingConfig | None) -> ms.Tensor:
         plan = self._video_plan(video.shape, video.shape[2], tiling)
         spans = chunks.sample_chunks(video.shape[2])
-        return _whole(self._encoding, [video[:, :, a:b] for a, b in spans], plan, _max_batch(tiling), self._share)
+        return self._whole(self._encoding, [video[:, :, a:b] for a, b in spans], plan, tiling)
+
+    def _whole(self, step: Pass, pieces: list[ms.Tensor], plan: TilePlan, tiling: TilingConfig | None) -> ms.Tensor:
+        groups = plan.groups(passes.max_batch(tiling))
+        if self.neighbours is None:
+            return passes.whole(step, pieces, plan, groups, self._share)
+        return over_time.whole(step, pieces, plan, groups, self.neighbours, self.compute_dtype)
 
     def _causal(self, name, x, cache, new):
-        run = blocks.compiled_conv if self.whole_blocks else conv
-        y, new[name] = run(self.block(name), x, cache.pop(name, None))
+        before = cache.pop(name, None)
+        run = blocks.compiled_conv if self.whole_blocks else blocks.lone_conv(before)
+        y, new[name] = run(self.block(name), x, before)
         return y
 
     def _resnets(self, prefix, count, x, z, *, cache, new):
@@ -247,86 +249,3 @@ def _check_rank_and_channels(what: str, shape: tuple[int, ...], channels: int) -
         raise UserError(
             f"{what}: got shape {list(shape)}, need [batch, {channels}, frames, height, width]; transpose it"
         )
-
-
-def _mean_std(moments: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
-    mean, logvar = _mean_logvar(moments)
-    return mean, mint.exp(0.5 * logvar)
-
-
-def _mean_logvar(moments: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
-    mean, logvar = mint.chunk(moments, 2, 1)
-    return mean, mint.clamp(logvar, -30.0, 20.0)
-
-
-def _max_batch(tiling: TilingConfig | None) -> int:
-    return tiling.max_batch if tiling is not None and tiling.vectorised else 1
-
-
-def _cut(x: ms.Tensor, group: list, scale: int) -> ms.Tensor:
-    """The tiles of one group, stacked in the batch."""
-    parts = [
-        x[:, :, :, tile.top * scale : tile.bottom * scale, tile.left * scale : tile.right * scale] for tile in group
-    ]
-    return parts[0] if len(parts) == 1 else mint.cat(parts, 0)
-
-
-def _paste(canvas: ms.Tensor | None, y: ms.Tensor, group: list, plan: TilePlan, scale: int) -> ms.Tensor:
-    """Adds the weighted tiles of one group into ``canvas``, in fp32 because the overlaps are sums."""
-    if len(plan.tiles) == 1:
-        return y
-    batch = y.shape[0] // len(group)
-    shape = (batch, *y.shape[1:3], plan.rows.size * scale, plan.cols.size * scale)
-    total = mint.zeros(shape, dtype=ms.float32) if canvas is None else canvas
-    for n, tile in enumerate(group):
-        weighted = y[n * batch : (n + 1) * batch].astype(ms.float32) * ms.Tensor(plan.weights(tile, scale))
-        rows = slice(tile.top * scale, tile.bottom * scale)
-        cols = slice(tile.left * scale, tile.right * scale)
-        total[:, :, :, rows, cols] += weighted
-    return total
-
-
-def _whole(step: _Pass, pieces: list[ms.Tensor], plan: TilePlan, max_batch: int, share: _Share) -> ms.Tensor:
-    """All chunks of a group of tiles, then the next group; several processes take as many groups at a time."""
-    canvases: list = [None] * len(pieces)
-    groups = plan.groups(max_batch)
-    at_once = share.size if len(groups) > 1 else 1
-    for first in range(0, len(groups), at_once):
-        now = groups[first : first + at_once]
-        # Where groups run out, one is computed twice: idle processes would have nothing to gather.
-        own = now[share.index % len(now)]
-        cache: Cache = {}
-        for k, piece in enumerate(pieces):
-            y, cache = step.run(_cut(piece, own, step.scale_in), cache)
-            parts = [y] if at_once == 1 else _gathered(y, own, now, share)
-            for group, part in zip(now, parts, strict=True):
-                canvases[k] = _paste(canvases[k], part, group, plan, step.scale_out)
-    result = canvases[0] if len(canvases) == 1 else mint.cat(canvases, 2)
-    return result.astype(y.dtype)
-
-
-def _gathered(y: ms.Tensor, own: list, now: list[list], share: _Share) -> list[ms.Tensor]:
-    """The results of all groups ``now``, of which ``y`` is that of ``own``; smaller ones are padded to be sent."""
-    batch, scale = y.shape[0] // len(own), y.shape[3] // (own[0].bottom - own[0].top)
-    shapes = []
-    for group in now:
-        height, width = (group[0].bottom - group[0].top) * scale, (group[0].right - group[0].left) * scale
-        shapes.append((len(group) * batch, *y.shape[1:3], height, width))
-    sizes = [math.prod(shape) for shape in shapes]
-    flat, longest = y.reshape(-1), max(sizes)
-    if flat.shape[0] < longest:
-        flat = mint.cat([flat, mint.zeros(longest - flat.shape[0], dtype=y.dtype)])
-    rows = share.gather(flat).reshape(share.size, longest)
-    return [rows[k, : sizes[k]].reshape(shape) for k, shape in enumerate(shapes)]
-
-
-def _stream(step: _Pass, pieces: Iterable[tuple[ms.Tensor, TilePlan]], max_batch: int) -> Iterator[ms.Tensor]:
-    """All tiles of a chunk, then the next chunk."""
-    caches: dict[int, Cache] = {}
-    for piece, plan in pieces:
-        canvas: ms.Tensor | None = None
-        for g, group in enumerate(plan.groups(max_batch)):
-            y, caches[g] = step.run(_cut(piece, group, step.scale_in), caches.get(g, {}))
-            canvas = _paste(canvas, y, group, plan, step.scale_out)
-        assert canvas is not None
-        yield canvas.astype(y.dtype)

@@ -10,7 +10,6 @@ Same numbers as ``encode`` and ``decode``. T/t frames and latent frames, H/W pix
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ import mindspore as ms
 import numpy as np
 
 from core.errors import UserError
-from core.vae import chunks
+from core.vae import chunks, over_time, passes
+from core.vae.canvas import Canvas
 from core.vae.tiling import Tile, TilePlan, TilingConfig, plan_tiles
 
 Pixels = Callable[[], Iterable[np.ndarray]]  # starts the clip anew: pieces [3, any, H, W]
@@ -40,6 +40,9 @@ def decode_pieces(
         need = f"[{vae.config.latent_channels}, frames, height, width]"
         raise UserError(f"latents: got shape {list(latents.shape)}, need {need}; transpose it")
     plan = plan_tiles(latents.shape[2], latents.shape[3], tiling, ratio)
+    if vae.neighbours is not None:
+        yield from _decoded_over_time(vae, latents, tiling, plan, folder)
+        return
     if len(plan.tiles) == 1:
         for piece in vae.decode_chunks(_tensor(latents[None])):
             yield piece.astype(ms.float32).asnumpy()[0]
@@ -50,22 +53,65 @@ def decode_pieces(
     if vae.tiles_are_shared:
         yield from _gathered_pieces(vae, latents, tiling, spans)
         return
-    with _Canvas(shape, folder) as canvas:
+    with Canvas(shape, folder) as canvas:
         for group in plan.groups(_at_once(tiling)):
             cache: dict[str, ms.Tensor] = {}
             start = 0
             for first, last in spans:
                 part = np.concatenate([_cut(latents[:, first:last], tile)[None] for tile in group])
                 y, cache = vae.decode_chunk(_tensor(part), cache)
-                made = y.astype(ms.float32).asnumpy()
-                for tile, pixels in zip(group, made, strict=True):
-                    canvas.add(start, tile.top * ratio, tile.left * ratio, pixels * plan.weights(tile, ratio))
-                start += made.shape[2]
+                start = _add(canvas, start, group, plan, ratio, y)
         start = 0
         for first, last in spans:
             count = chunks.decoded_frames(last - first, int(vae.config.temporal_compression_ratio))
             yield canvas.read(start, count)
             start += count
+
+
+def _decoded_over_time(
+    vae: Any, latents: np.ndarray, tiling: TilingConfig | None, plan: TilePlan, folder: str | Path | None
+) -> Iterator[np.ndarray]:
+    """The pieces of a clip whose chunks several processes decode: on each, one at a time, in order.
+
+    Without tiles a wave of chunks is decoded, handed out, then the next. With tiles each process has a file of the
+    frames of its own chunks.
+    """
+    step, near, ratio = vae.passes[1], vae.neighbours, vae.config.spatial_compression_ratio
+    spans = chunks.latent_chunks(latents.shape[1])
+    results = [over_time.result_shape(step, last - first) for first, last in spans]
+    size, dtype = (plan.rows.size * ratio, plan.cols.size * ratio), vae.compute_dtype
+
+    def decoded(group: list[Tile]) -> Iterator[tuple[list[int], ms.Tensor | None]]:
+        def piece(k: int | None) -> Any:
+            parts = [] if k is None else [_cut(latents[:, slice(*spans[k])], tile)[None] for tile in group]
+            return _tensor(np.concatenate(parts)) if parts else None
+
+        tile = (len(group), group[0].bottom - group[0].top, group[0].right - group[0].left)
+        return over_time.in_waves(step, piece, len(spans), near, tile, dtype)
+
+    if len(plan.tiles) == 1:
+        for wave, y in decoded(plan.tiles):
+            for k in wave:
+                yield near.published(y, k, (1, *results[k], *size), dtype).astype(ms.float32).asnumpy()[0]
+        return
+    own = [results[k][1] for k in range(near.index, len(spans), near.size)]
+    starts = {k: sum(own[: k // near.size]) for k in range(near.index, len(spans), near.size)}
+    with Canvas((sum(own), vae.config.out_channels, *size), folder) as canvas:
+        for group in plan.groups(_at_once(tiling)):
+            for wave, y in decoded(group):
+                if y is not None:
+                    _add(canvas, starts[wave[near.index]], group, plan, ratio, y)
+        for k, (channels, frames) in enumerate(results):
+            mine = _tensor(canvas.read(starts[k], frames)) if k in starts else None
+            yield near.published(mine, k, (channels, frames, *size), ms.float32).asnumpy()
+
+
+def _add(canvas: Canvas, start: int, group: list[Tile], plan: TilePlan, ratio: int, y: ms.Tensor) -> int:
+    """Adds the weighted tiles of one chunk at frame ``start``; the frame after it."""
+    made = y.astype(ms.float32).asnumpy()
+    for tile, pixels in zip(group, made, strict=True):
+        canvas.add(start, tile.top * ratio, tile.left * ratio, pixels * plan.weights(tile, ratio))
+    return start + made.shape[2]
 
 
 def _gathered_pieces(
@@ -90,6 +136,11 @@ def encode_pieces(
     """
     ratio = vae.config.spatial_compression_ratio
     plan = plan_tiles(size[0] // ratio, size[1] // ratio, tiling, ratio)
+    if len(plan.tiles) == 1 and vae.neighbours is not None:
+        tile = (1, plan.rows.size, plan.cols.size)
+        parts = [passes.mean_std(y) for y in _encoded(vae, (piece[None] for piece in pixels()), num_frames, tile)]
+        means, stds = ([part[k].astype(ms.float32).asnumpy()[0] for part in parts] for k in (0, 1))
+        return np.concatenate(means, 1), np.concatenate(stds, 1)
     if len(plan.tiles) == 1:
         pieces = (_tensor(piece[None]) for piece in pixels())
         parts = list(vae.encode_chunks(pieces, num_frames))
@@ -107,17 +158,72 @@ def _encode_group(
     vae: Any, pixels: Pixels, num_frames: int, plan: TilePlan, group: list[Tile], moments: np.ndarray
 ) -> None:
     ratio = vae.config.spatial_compression_ratio
-    cache: dict[str, ms.Tensor] = {}
     start = 0
     # Tiles are cut out of each piece as it comes: only the reader holds whole frames.
     parts = (np.concatenate([_cut(piece, tile, ratio)[None] for tile in group]) for piece in pixels())
-    for chunk in _regrouped(parts, num_frames):
-        y, cache = vae.encode_chunk(_tensor(chunk), cache)
+    height, width = group[0].bottom - group[0].top, group[0].right - group[0].left
+    for y in _encoded(vae, parts, num_frames, (len(group), height, width)):
         made = y.astype(ms.float32).asnumpy()
         for tile, values in zip(group, made, strict=True):
             place = moments[:, start : start + made.shape[2], tile.top : tile.bottom, tile.left : tile.right]
             place += values * plan.weights(tile, 1)
         start += made.shape[2]
+
+
+def _encoded(vae: Any, parts: Iterable[np.ndarray], num_frames: int, tile: tuple[int, int, int]) -> Iterator[ms.Tensor]:
+    """Pieces ``[B, 3, any, H, W]`` -> the moments of each chunk, on every process that shares the clip.
+
+    ``tile``: B, and height and width in latents.
+    """
+    chunk_parts = _regrouped(parts, num_frames)
+    if vae.neighbours is None:
+        cache: dict[str, ms.Tensor] = {}
+        for chunk in chunk_parts:
+            y, cache = vae.encode_chunk(_tensor(chunk), cache)
+            yield y
+        return
+    step, near, spans = vae.passes[0], vae.neighbours, chunks.sample_chunks(num_frames)
+    turns = _Turns(chunk_parts, near.agree)
+    for wave, y in over_time.in_waves(step, turns.piece, len(spans), near, tile, vae.compute_dtype):
+        for k in wave:
+            channels, frames = over_time.result_shape(step, spans[k][1] - spans[k][0])
+            yield near.published(y, k, (tile[0], channels, frames, *tile[1:]), vae.compute_dtype)
+    turns.end()
+
+
+class _Turns:
+    """The own chunks of a clip that every process reads for itself; what one can't read, all refuse.
+
+    Nobody may raise alone: the others would wait for what it hands on.
+    """
+
+    def __init__(self, source: Iterator[np.ndarray], agree: Callable[[bool], bool]):
+        self._source, self._agree, self._next = source, agree, 0
+
+    def piece(self, k: int | None) -> ms.Tensor | None:
+        """Chunk ``k`` where one is asked for; all processes call this at the same time."""
+        found = self._read(-1 if k is None else k)
+        return None if found is None else _tensor(found)
+
+    def end(self) -> None:
+        """Whether the clip is as long as was said, too."""
+        self._read(None)
+
+    def _read(self, last: int | None) -> np.ndarray | None:
+        found, problem = None, None
+        try:
+            while last is None or self._next <= last:
+                found = next(self._source, None)
+                if found is None:
+                    break
+                self._next += 1
+        except UserError as error:
+            problem = error
+        if self._agree(problem is None):
+            return found
+        for _ in self._source:  # the same file: whoever has not met the problem meets it further on
+            pass
+        raise problem or UserError("frames: another process could not read this clip; see its log")
 
 
 def _regrouped(pieces: Iterable[np.ndarray], num_frames: int) -> Iterator[np.ndarray]:
@@ -149,58 +255,3 @@ def _at_once(tiling: TilingConfig | None) -> int:
 
 def _cut(array: np.ndarray, tile: Tile, scale: int = 1) -> np.ndarray:
     return array[..., tile.top * scale : tile.bottom * scale, tile.left * scale : tile.right * scale]
-
-
-class _Canvas:
-    """fp32 pixels ``[T, C, H, W]`` in an unnamed file, all zero at first. Plain reads and writes: pages of a memory
-    map would count as the process's memory."""
-
-    def __init__(self, shape: tuple[int, int, int, int], folder: str | Path | None):
-        self.shape = shape
-        self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 (closed in __exit__)
-        self._file.truncate(4 * int(np.prod(shape)))
-
-    def __enter__(self) -> _Canvas:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def _offset(self, frame: int, channel: int, row: int) -> int:
-        _, channels, height, width = self.shape
-        return 4 * (((frame * channels + channel) * height + row) * width)
-
-    def _read(self, offset: int, into: np.ndarray) -> None:
-        """Fills ``into``, which is contiguous, without a copy between."""
-        self._file.seek(offset)
-        view = into.data.cast("B")
-        while len(view):
-            count = self._file.readinto(view)
-            assert count, "the file is as long as the canvas"
-            view = view[count:]
-
-    def _write(self, offset: int, values: np.ndarray) -> None:
-        self._file.seek(offset)
-        view = values.data.cast("B")
-        while len(view):
-            view = view[self._file.write(view) :]
-
-    def add(self, start: int, top: int, left: int, pixels_CTHW: np.ndarray) -> None:
-        """Adds ``[C, t, rows, columns]`` at frame ``start`` and pixel ``top, left``."""
-        channels, frames, rows, columns = pixels_CTHW.shape
-        band = np.empty((rows, self.shape[3]), np.float32)
-        for frame in range(frames):
-            for channel in range(channels):
-                offset = self._offset(start + frame, channel, top)
-                self._read(offset, band)
-                band[:, left : left + columns] += pixels_CTHW[channel, frame]
-                self._write(offset, band)
-
-    def read(self, start: int, count: int) -> np.ndarray:
-        """Frames ``start`` to ``start + count`` as ``[C, count, H, W]``."""
-        _, channels, height, width = self.shape
-        frames = np.empty((channels, count, height, width), np.float32)
-        for frame in range(count):
-            for channel in range(channels):
-                self._read(self._offset(start + frame, channel, 0), frames[channel, frame])
-        return frames

@@ -171,6 +171,9 @@ class VAE(Section):
     """Tiles; null: the whole frame at once."""
     dtype: Dtype | None = None
     """Type that the VAE computes in; null: ``runtime.dtype``."""
+    parallel: Literal["auto", "tiles", "time"] = "auto"
+    """What the processes that share a clip deal out: its tiles, or its chunks in time (same bits). auto: in generate
+    tiles where there are some, else time; encode-video and decode-latents share no clip, rows are dealt."""
 
 
 class Recipe(Section):

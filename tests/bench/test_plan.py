@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,13 +15,15 @@ from bench.cli import main
 from bench.codes import MISMATCH, PASS, USAGE
 from bench.plan import liveness, memory
 from bench.plan.advice import suggestions
-from bench.plan.cost import communication_bytes, time_of, training_work
+from bench.plan.cost import communication_bytes, time_of, training_work, vae_bytes
 from bench.plan.dryrun import parse_peak, refuse_without_ascend
 from bench.plan.profiles import load_profile, names
 from bench.plan.workload import Training, elements, published_name
 from core.errors import UserError
 from core.params import ParamSpec
 from core.presets import PRESETS
+from core.vae.ends import ends
+from recipes.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SFT = ROOT / "recipes" / "ascend910" / "sft_768x1360x77_8p.yaml"
@@ -147,6 +150,21 @@ def test_bytes_on_the_wire() -> None:
     assert sent["gradient reduce-scatter"] == 2 * sent["parameter all-gather"], "gradients are summed in fp32"
     assert sent["sequence all-to-all"] == round(42 * 3 * 4 * 5_128 * 3072 * 2 * 7 / 8)
     assert communication_bytes(replace(work, zero_stage=0))["gradient all-reduce"] == round(2 * 2 * 7 / 8 * whole)
+
+
+def test_bytes_of_a_clip_whose_chunks_are_shared(tmp_path: Path) -> None:
+    """17 frames at 64 x 96: 5 latent frames are 2 chunks, one wave of two ranks."""
+    text = "schema: 1\nkind: generate\nname: x\nmodel: {preset: tiny-1.5}\nruntime: {workers: 2, dtype: fp32}\n"
+    text += "prompts: x\nvideo: {height: 64, width: 96, frames: 17}\nparallel: {sequence_parallel: 2}\n"
+    (tmp_path / "r.yaml").write_text(text)
+    recipe, vae = load_recipe(tmp_path / "r.yaml").recipe, PRESETS["tiny-1.5"].vae
+    sizes = {"length": 5, "height": 8, "width": 12, "itemsize": 4}
+    pixels = 3 * 17 * 64 * 96 * 4
+    handed_on = sum(math.prod(shape) for shape in ends(vae, "decoder", 1, 8, 12)) * 4
+    expected = {"vae chunks handed on": handed_on, "vae chunks published": pixels}
+    assert vae_bytes(recipe, vae, "decoder", **sizes) == expected
+    (tmp_path / "r.yaml").write_text(text.replace("workers: 2, ", "").replace("parallel: 2", "parallel: 1"))
+    assert vae_bytes(load_recipe(tmp_path / "r.yaml").recipe, vae, "decoder", **sizes) == {}
 
 
 def test_time_is_work_over_efficiency_times_peak() -> None:

@@ -86,7 +86,7 @@ def case_shared() -> dict[str, Any]:
 
 def first_gradients(trained: Training) -> list[Any]:
     """Of the first sample, as they come out of the backward pass: reduced already in stages 2 and 3."""
-    return trained.step_fn._accumulated(0, [batch(0, [0])], 1.0)[1]
+    return trained.step_fn._passes(0, [batch(0, [0])], 1.0)[1]
 
 
 def _rounded_by_hand() -> list[Any]:

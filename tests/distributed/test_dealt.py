@@ -34,19 +34,56 @@ def run_recipe(folder: Path, recipe: dict[str, Any], workers: int) -> Record:
 def clips(tmp_path_factory):
     """Three clips, and a row whose file is missing."""
     folder = tmp_path_factory.mktemp("clips")
-    shapes.write_clips(folder, [shapes.draw_clip(0, i) for i in range(3)], frames=9, fps=8, **SIZE)
+    shapes.write_clips(folder, [shapes.draw_clip(0, i) for i in range(3)], frames=25, fps=8, **SIZE)
     table = folder / "video_caption.csv"
     table.write_text(table.read_text() + "part01/missing.mp4,a caption\n")
     return folder
 
 
-def test_rows_of_encode_video_are_dealt_and_every_rank_ends_its_own(tmp_path, clips):
-    recipe = {
-        "kind": "encode-video",
-        "data": {"csv": str(clips / "video_caption.csv"), "video_folder": str(clips)},
-        "video": {**SIZE, "max_frames": 9},
-    }
-    one, two = run_recipe(tmp_path / "one", recipe, 1), run_recipe(tmp_path / "two", recipe, 2)
+def encoding(clips: Path) -> dict[str, Any]:
+    """The recipe that encodes them."""
+    table = {"csv": str(clips / "video_caption.csv"), "video_folder": str(clips)}
+    return {"kind": "encode-video", "data": table, "video": {**SIZE, "max_frames": 25}}
+
+
+@pytest.fixture(scope="module")
+def alone(clips, tmp_path_factory):
+    """The clips encoded by one process: its record and folder."""
+    folder = tmp_path_factory.mktemp("alone") / "one"
+    return run_recipe(folder, encoding(clips), 1), folder
+
+
+def same_caches(one: Record, folder: Path, other: Record, others: Path) -> None:
+    """The files of two runs, to the bit."""
+    names = sorted(artifact.path for artifact in one.artifacts)
+    assert sorted(artifact.path for artifact in other.artifacts) == names
+    assert len(names) == 3
+    for name in names:
+        with np.load(folder / name) as single, np.load(others / name) as dealt:
+            for key in ("latent_mean", "latent_std"):
+                np.testing.assert_array_equal(single[key], dealt[key])
+
+
+def test_chunks_of_each_clip_are_dealt_and_decoding_has_the_same_pixels(tmp_path, clips, alone):
+    """``vae.parallel: time``: both ranks work on every clip, 3 chunks of it; the first one writes."""
+    one, folder = alone
+    shared = {"vae": {"parallel": "time"}}
+    two = run_recipe(tmp_path / "two", encoding(clips) | shared, 2)
+    assert (one.status, one.reason, one.failures) == (two.status, two.reason, two.failures)
+    assert [step.index for step in two.steps] == [step.index for step in one.steps]
+    same_caches(one, folder, two, tmp_path / "two")
+    assert set(two.notes["traffic"]["sent"]["vae time"]) == {"broadcast", "next"}
+    latents = {"kind": "decode-latents", "latents": str(folder / "out"), "save": {"format": "npy"}}
+    one, two = run_recipe(tmp_path / "a", latents, 1), run_recipe(tmp_path / "b", latents | shared, 2)
+    assert (one.status, two.status, two.reason) == ("ok", "ok", None)
+    assert [a.sha256 for a in one.artifacts] == [a.sha256 for a in two.artifacts]
+    assert one.digests == two.digests
+    assert len(one.artifacts) == 3
+
+
+def test_rows_of_encode_video_are_dealt_and_every_rank_ends_its_own(tmp_path, clips, alone):
+    one, folder = alone
+    two = run_recipe(tmp_path / "two", encoding(clips), 2)
     assert one.status == two.status == "failed"
     assert one.reason == two.reason == "1 input could not be processed (see failures)"
     assert one.failures == two.failures
@@ -54,13 +91,7 @@ def test_rows_of_encode_video_are_dealt_and_every_rank_ends_its_own(tmp_path, cl
         (step.index, step.extra["video"]) for step in two.steps
     ]
     assert [row.steps for row in two.ranks] == [1, 0], "each rank's first is excluded: it compiles"
-    names = sorted(artifact.path for artifact in one.artifacts)
-    assert sorted(artifact.path for artifact in two.artifacts) == names
-    assert len(names) == 3
-    for name in names:
-        with np.load(tmp_path / "one" / name) as single, np.load(tmp_path / "two" / name) as dealt:
-            for key in ("latent_mean", "latent_std"):
-                np.testing.assert_array_equal(single[key], dealt[key])
+    same_caches(one, folder, two, tmp_path / "two")
 
 
 @pytest.mark.parametrize("shards", [1, 2])

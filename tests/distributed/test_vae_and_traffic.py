@@ -6,23 +6,34 @@ import numpy as np
 import pytest
 
 from bench.comm_cost import Sample, trained_shapes, ulysses_bytes, zero_bytes
+from core.vae.chunks import latent_chunks, sample_chunks
+from core.vae.ends import shared_bytes
 from core.vae.tiling import TilingConfig, plan_tiles
 from tests.distributed.ranks import run_ranks
 from tests.distributed.train_cases import CONFIG, GLOBAL_BATCH
 from tests.distributed.ulysses_cases import LENGTHS, config_of
-from tests.distributed.vae_cases import TILES
+from tests.distributed.vae_cases import CLIPS, TILES, WIDTH, vae_config
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    return run_ranks("tests.distributed.vae_cases", 2, tmp_path_factory.mktemp("two"), "vae", "zero", "traffic")
+    cases = ("vae", "time", "zero", "traffic")
+    return run_ranks("tests.distributed.vae_cases", 2, tmp_path_factory.mktemp("two"), *cases)
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def tiles_of_ranks(request, tmp_path_factory):
-    if request.param == 2:
-        return request.getfixturevalue("two_ranks").of("vae")
-    return run_ranks("tests.distributed.vae_cases", 3, tmp_path_factory.mktemp("three"), "vae").of("vae")
+@pytest.fixture(scope="module")
+def three_ranks(tmp_path_factory):
+    return run_ranks("tests.distributed.vae_cases", 3, tmp_path_factory.mktemp("three"), "vae", "time")
+
+
+@pytest.fixture(scope="module", params=["two_ranks", "three_ranks"])
+def of_ranks(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def tiles_of_ranks(of_ranks):
+    return of_ranks.of("vae")
 
 
 @pytest.mark.parametrize("name", list(TILES))
@@ -37,6 +48,32 @@ def test_tiles_dealt_to_ranks_are_those_of_one_process(tiles_of_ranks, name):
     # 4 latents are two chunks.
     assert [int(rank[f"chunks.{name}"]) for rank in tiles_of_ranks] == [2 * rounds] * len(tiles_of_ranks)
     assert rounds < groups
+
+
+@pytest.mark.parametrize("name", list(CLIPS))
+def test_chunks_dealt_to_ranks_have_the_bits_of_one_process(of_ranks, name):
+    clip = CLIPS[name]
+    assert len(latent_chunks(clip.latent_frames)) == len(sample_chunks(clip.frames)) == clip.chunks
+    for rank in of_ranks.of("time"):
+        for kind in (
+            "stream",
+            "encode",
+            *(["decode"] if name != "five" else []),
+            *(["moments"] if name == "two" else []),
+        ):
+            np.testing.assert_array_equal(rank[f"{kind}.shared.{name}"], rank[f"{kind}.alone.{name}"])
+
+
+@pytest.mark.parametrize("name", list(CLIPS))
+def test_counted_bytes_of_a_shared_clip_are_those_of_the_formula(of_ranks, name):
+    """Handed on: the ends of every wave, tile by tile. Published: each pixel of the result once, as fp32."""
+    clip = CLIPS[name]
+    for rank in of_ranks.of("time"):
+        plan = plan_tiles(clip.height, WIDTH, clip.tiling)
+        for side, length in (("encoder", clip.frames), ("decoder", clip.latent_frames)):
+            formula = shared_bytes(vae_config(), side, length, plan, of_ranks.ranks, 4)
+            assert rank[f"sent.{side}.{name}"].tolist() == [formula["handed on"], formula["published"]]
+        assert rank[f"stream.shared.{name}"].nbytes == formula["published"]
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import communication
 
+from bench.tasks.processes import neighbours
 from core import ops
+from core.configs import VAEConfig
 from core.parallel.collectives import joined
+from core.parallel.traffic import Traffic
 from core.parallel.ulysses import Ulysses
 from core.presets import PRESETS
 from core.vae.model import AutoencoderKLCogVideoX
+from core.vae.streaming import decode_pieces, encode_pieces
 from core.vae.tiling import TilingConfig
 from tests.distributed.train_cases import Training
 from tests.distributed.ulysses_cases import LENGTHS, inputs_of, model_of
@@ -22,12 +26,40 @@ from tests.distributed.ulysses_cases import LENGTHS, inputs_of, model_of
 TILES = {"one": {}, "vectorised": {"vectorised": True, "max_batch": 2}}
 
 
-def _vae() -> AutoencoderKLCogVideoX:
-    config = replace(
+class Clip(NamedTuple):
+    """Sizes of a clip, in latents; ``chunks`` of both directions."""
+
+    chunks: int
+    latent_frames: int
+    frames: int
+    height: int
+    kernels: Literal["auto", "operators"]
+
+    @property
+    def tiling(self) -> TilingConfig | None:
+        """Tiles of 3 x 3 where the clip is higher."""
+        if self.height == WIDTH:
+            return None
+        return TilingConfig(tile_height=24, tile_width=24, overlap_height=1 / 3, overlap_width=0)
+
+
+WIDTH = 3
+# For 2 and 3 ranks: each of them with a chunk in every wave, one with none, a last chunk alone.
+CLIPS = {
+    "two": Clip(2, 4, 16, 3, "auto"), "five": Clip(5, 11, 40, 3, "operators"), "tiled": Clip(3, 7, 25, 5, "auto"),
+}  # fmt: skip
+
+
+def vae_config() -> VAEConfig:
+    """Small enough for many chunks."""
+    return replace(
         PRESETS["tiny-1.5"].vae, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
         latent_channels=4,
     )  # fmt: skip
-    return AutoencoderKLCogVideoX(config).initialize(3)
+
+
+def _vae() -> AutoencoderKLCogVideoX:
+    return AutoencoderKLCogVideoX(vae_config()).initialize(3)
 
 
 def case_vae():
@@ -52,6 +84,43 @@ def case_vae():
     arrays["untiled"] = vae.decode(latents).asnumpy()
     ops.configure()
     return arrays
+
+
+def case_time():
+    """Decoded and encoded alone, then with the chunks dealt out; whole and as streams; bytes of the untiled ones."""
+    processes = joined(communication.get_group_size())
+    group, arrays, vae = processes.sequence, {}, _vae()
+    for name, clip in CLIPS.items():
+        ops.configure(mode="pynative", kernels=clip.kernels)
+        rng = np.random.default_rng(clip.chunks)
+        tiling = clip.tiling
+        latents = rng.standard_normal((4, clip.latent_frames, clip.height, WIDTH)).astype(np.float32)
+        video = rng.uniform(-1, 1, (3, clip.frames, 8 * clip.height, 8 * WIDTH)).astype(np.float32)
+        for how, near in (("alone", None), ("shared", neighbours(group))):
+            vae.share_time(near)
+            processes.traffic.reset()
+            arrays[f"stream.{how}.{name}"] = np.concatenate(list(decode_pieces(vae, latents, tiling)), 1)
+            arrays |= _sent(processes.traffic, f"sent.decoder.{name}")
+            processes.traffic.reset()
+            found = encode_pieces(vae, _pieces_of(video), clip.frames, (8 * clip.height, 8 * WIDTH), tiling)
+            arrays[f"encode.{how}.{name}"] = np.stack(found)
+            arrays |= _sent(processes.traffic, f"sent.encoder.{name}")
+            if name != "five":
+                arrays[f"decode.{how}.{name}"] = vae.decode(ms.Tensor(latents[None]), tiling).asnumpy()
+            if name == "two":
+                arrays[f"moments.{how}.{name}"] = vae.encode(ms.Tensor(video[None]), tiling)[1].asnumpy()
+    ops.configure()
+    return arrays
+
+
+def _sent(traffic: Traffic, name: str) -> dict[str, list[int]]:
+    """Bytes handed on and published; of the process alone, which is first, none."""
+    return {name: [traffic.sent.get(("vae time", kind), 0) for kind in ("next", "broadcast")]}
+
+
+def _pieces_of(video: np.ndarray):
+    """What a reader gives: the clip anew, 3 frames at a time."""
+    return lambda: (video[:, start : start + 3] for start in range(0, video.shape[1], 3))
 
 
 def _count_chunks(vae) -> list[int]:

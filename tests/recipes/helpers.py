@@ -65,6 +65,7 @@ _COMMON = {
 _MODEL_VALUES = {"model.path": words, "model.vae": st.none() | words}
 _VAE = {
     "vae.dtype": st.none() | dtypes,
+    "vae.parallel": st.just("auto"),
     "vae.tiling": st.none()
     | st.fixed_dictionaries(
         {

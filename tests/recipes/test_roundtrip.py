@@ -127,6 +127,15 @@ def test_common_or_spelled_in_the_stages_is_the_same_experiment(tmp_path: Path) 
     assert load_text(tmp_path, spelled).digest == load_text(tmp_path, PIPELINE).digest
 
 
+def test_how_the_vae_is_shared_counts_unless_it_is_as_it_was_before() -> None:
+    """``vae.parallel`` is younger than accepted baselines: its default is not in the digest, other values are."""
+    data = {"schema": 1, "kind": "decode-latents", "name": "x", "model": {"path": "m"}, "latents": "l"}
+    older = effective(data)
+    del older["vae"]["parallel"]
+    assert digest(effective(data)) == digest(older)
+    assert digest(effective(data | {"vae": {"parallel": "time"}})) != digest(older)
+
+
 def test_the_digest_is_the_same_in_every_version(tmp_path: Path) -> None:
     """Records are compared by digest: if this fails, baselines of earlier versions no longer match."""
     data = {"schema": 1, "kind": "x", "seed": 0, "runtime": {"repeats": 2, "dtype": "fp32"}, "lr": 1e-5, "text": "é"}

@@ -19,7 +19,7 @@ SHAPES = {"even": (16, 3), "odd": (11, 2), "few": (3, 4), "table": (1, 9, 2), "b
 def zeros_of(count: int) -> list[Zero]:
     """What each of ``count`` processes holds by ZeRO-1."""
     parameters = [ms.Parameter(ms.Tensor(np.zeros(s, np.float32)), name=n) for n, s in SHAPES.items()]
-    model: Any = None
+    model: Any = SimpleNamespace(keep_in=lambda zero: None)
     groups: list[Any] = [SimpleNamespace(size=count, index=index) for index in range(count)]
     return [Zero(model, parameters, group, 1) for group in groups]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import mindspore as ms
@@ -15,6 +14,7 @@ from core import ops
 from core.optim.came import CAME
 from core.parallel.collectives import alone
 from core.parallel.cut import Cut
+from core.parallel.reducing import buckets
 from core.parallel.zero import Zero
 
 SHAPES = st.lists(st.integers(1, 7), min_size=1, max_size=4).map(tuple)
@@ -68,13 +68,7 @@ def test_rows_of_padding_do_not_move_came(shape, mode):
 
 
 def test_what_travels_together_has_one_type_and_is_no_larger_than_a_bucket(monkeypatch):
-    monkeypatch.setattr("core.parallel.zero.BUCKET_BYTES", 4 * 12)
+    monkeypatch.setattr("core.parallel.reducing.BUCKET_BYTES", 4 * 12)
     types = [ms.float32, ms.float32, ms.float32, ms.bfloat16, ms.float32]
-    shapes = [(4, 2), (4,), (3,), (3,), (20,)]
-    parameters = [
-        ms.Parameter(ms.Tensor(np.zeros(s, np.float32)).astype(t), name=f"w{i}")
-        for i, (s, t) in enumerate(zip(shapes, types, strict=True))
-    ]
-    model: Any = None
-    group: Any = SimpleNamespace(size=2, index=0)
-    assert list(Zero(model, parameters, group, 1)._buckets()) == [[0, 1], [2], [3], [4]]
+    cuts = [Cut(shape, 2) for shape in [(4, 2), (4,), (3,), (3,), (20,)]]
+    assert list(buckets(cuts, types)) == [[0, 1], [2], [3], [4]]
