@@ -21,7 +21,7 @@ def run(recipe: Any, ctx: RunContext) -> None:
     files = _files(Path(recipe.latents))
     models = Models(recipe, ctx)
     with ctx.stage("load_vae"):
-        vae = models.vae(recipe.vae.dtype)
+        vae = models.vae(recipe.vae.dtype, "decoder")
     root = Path(recipe.latents) if Path(recipe.latents).is_dir() else files[0].parent
     mine = ctx.mine(list(enumerate(files, start=1)))
     for row, path in ctx.progress(mine, "decode", total=len(mine)):

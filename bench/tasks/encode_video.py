@@ -43,7 +43,7 @@ def run(recipe: Any, ctx: RunContext) -> None:
     models = Models(recipe, ctx)  # before decord loads: the other way round MindSpore's start aborts the process
     ctx.note("decoder", choose_backend(recipe.video.backend))
     with ctx.stage("load"):
-        encoder = _Encoder(recipe, ctx, models.vae(recipe.vae.dtype))
+        encoder = _Encoder(recipe, ctx, models.vae(recipe.vae.dtype, "encoder"))
     with ctx.stage("vae_encode", items=len(manifest)):
         mine = ctx.mine(list(enumerate(manifest)))
         for index, row in ctx.progress(mine, "clips", total=len(mine)):

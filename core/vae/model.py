@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import mindspore as ms
 from mindspore import mint
 
+from core import ops
 from core.configs import VAEConfig
 from core.errors import UserError
 from core.model import Model
@@ -22,6 +23,13 @@ from core.vae.parameters import MID_RESNETS, parameter_table, temporal_levels
 from core.vae.tiling import TilePlan, TilingConfig, plan_tiles
 
 Cache = dict[str, ms.Tensor]  # name of a causal convolution -> its last frames
+
+
+class Apart(Cache):
+    """A cache for streams, without gradients: its frames live from chunk to chunk, see ``core.ops.apart``."""
+
+    def __setitem__(self, name: str, frames: ms.Tensor) -> None:
+        super().__setitem__(name, ops.apart(frames))
 
 
 class _Share(NamedTuple):
@@ -117,7 +125,8 @@ class AutoencoderKLCogVideoX(Model):
         """Pieces ``[B, 3, any, H, W]`` of a clip of ``num_frames`` -> mean and std of one chunk of latents at a time.
 
         The same numbers as ``encode``; ``num_frames`` must be known because the first chunk takes the remainder.
-        The caches of all tiles are alive at once (as large as without tiles), activations are one tile's.
+        The caches of all tiles are alive at once (as large as without tiles), activations are one tile's. No gradient
+        passes from chunk to chunk.
 
         Raises:
             UserError: a shape that the VAE can't take, fewer or more frames than ``num_frames``.
@@ -139,7 +148,7 @@ class AutoencoderKLCogVideoX(Model):
 
         ``cache`` is used up: each entry goes when its successor is made, or two chunks' caches would be alive.
         """
-        config, new = self.config, {}
+        config, new = self.config, type(cache)()
         if self.whole_sides and not cache and not config.use_quant_conv:
             return blocks.compiled_encoder(self.block("encoder"), x.astype(self.compute_dtype), **self._side()), new
         x = self._causal("encoder.conv_in", x.astype(self.compute_dtype), cache, new)
@@ -156,7 +165,7 @@ class AutoencoderKLCogVideoX(Model):
 
     def decode_chunk(self, z: ms.Tensor, cache: Cache) -> tuple[ms.Tensor, Cache]:
         """One chunk of latents -> ``(pixels [B, 3, T, H, W], cache for the next chunk)``; ``cache`` is used up."""
-        config, new = self.config, {}
+        config, new = self.config, type(cache)()
         z = z.astype(self.compute_dtype)
         if self.whole_sides and not cache and not config.use_post_quant_conv:
             return blocks.compiled_decoder(self.block("decoder"), z, **self._side()), new
@@ -188,12 +197,12 @@ class AutoencoderKLCogVideoX(Model):
         for i in range(count):
             name = f"{prefix}.resnets.{i}"
             one, two = f"{name}.conv1", f"{name}.conv2"
-            p = self.block(name)
             memory, static = (cache.pop(one, None), cache.pop(two, None)), {"groups": groups, "eps": eps}
+            # The block has no name here: where its parameters are read from the disk, one block's are in memory.
             if self.whole_blocks:
-                x, new[one], new[two] = blocks.compiled_resnet(p, x, z, *memory, **static, whole=True)
+                x, new[one], new[two] = blocks.compiled_resnet(self.block(name), x, z, *memory, **static, whole=True)
             else:
-                x, new[one], new[two] = blocks.resnet(p, x, z, *memory, **static)
+                x, new[one], new[two] = blocks.resnet(self.block(name), x, z, *memory, **static)
         return x
 
     def _head(self, side, x, z, cache, new):
@@ -326,7 +335,7 @@ def _stream(step: _Pass, pieces: Iterable[tuple[ms.Tensor, TilePlan]], max_batch
     for piece, plan in pieces:
         canvas: ms.Tensor | None = None
         for g, group in enumerate(plan.groups(max_batch)):
-            y, caches[g] = step.run(_cut(piece, group, step.scale_in), caches.get(g, {}))
+            y, caches[g] = step.run(_cut(piece, group, step.scale_in), caches.get(g, Apart()))
             canvas = _paste(canvas, y, group, plan, step.scale_out)
         assert canvas is not None
         yield canvas.astype(y.dtype)
