@@ -63,6 +63,11 @@ def component_folder(directory: str | Path, name: str, marker: str = "config.jso
     raise UserError(f"{directory}: neither {marker} nor {name}/{marker} is there; need a folder in diffusers layout")
 
 
+def _identity(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 class Checkpoint:
     """The tensors of one folder, opened lazily; use as a context manager. ``bytes_read``: of tensors, as stored.
 
@@ -75,6 +80,7 @@ class Checkpoint:
         self.folder, self.bytes_read = Path(folder), 0
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
+        self._identities: dict[str, tuple[int, ...]] = {}
         self.locations: dict[str, str] = {}
         declared = self._read_index()
         problems = []
@@ -121,7 +127,7 @@ class Checkpoint:
 
     def _open(self, file: str) -> None:
         handle = self._stack.enter_context(safe_open(self.folder / file, framework="np"))
-        self._files[file] = handle
+        self._files[file], self._identities[file] = handle, _identity(self.folder / file)
         self.locations.update(dict.fromkeys(handle.keys(), file))
 
     def __enter__(self) -> Checkpoint:
@@ -137,6 +143,21 @@ class Checkpoint:
     def _slice(self, name: str) -> Any:
         return self._files[self.locations[name]].get_slice(name)
 
+    def _read(self, name: str) -> Any:
+        """A map of its own of the file that holds ``name``.
+
+        Raises:
+            UserError: the file is not the one that was checked.
+        """
+        file = self.locations[name]
+        try:
+            same = _identity(self.folder / file) == self._identities[file]
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise UserError(f"{self.folder / file}: changed or removed while {name} was read; leave it and start again")
+        return safe_open(self.folder / file, framework="np")
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of tensor ``name`` without reading it."""
         return tuple(self._slice(name).get_shape())
@@ -147,7 +168,7 @@ class Checkpoint:
 
     def tensor(self, name: str) -> np.ndarray:
         """Reads one tensor in its stored type."""
-        with safe_open(self.folder / self.locations[name], framework="np") as file:
+        with self._read(name) as file:
             array = file.get_tensor(name)
         self.bytes_read += array.nbytes
         return array
@@ -163,7 +184,7 @@ class Checkpoint:
         each = max(1, PIECE_BYTES // max(1, 4 * math.prod(shape[1:])))
         for first in range(start, stop, each):
             last = min(stop, first + each)
-            with safe_open(self.folder / self.locations[name], framework="np") as file:
+            with self._read(name) as file:
                 piece = file.get_slice(name)[first:last]
             self.bytes_read += piece.nbytes
             with np.errstate(over="ignore"):  # what does not fit into fp16 becomes infinite there, as on every device

@@ -122,6 +122,11 @@ class Model(nn.Cell):
         self._storage = storage
         self._blocks.clear()
 
+    @property
+    def storage(self) -> Any:
+        """What ``keep_in`` was given, or None."""
+        return self._storage
+
     def replace(self, name: str, part: ms.Parameter) -> None:
         """Puts a part in the place of parameter ``name``, whose memory is free then."""
         self._params[name] = part

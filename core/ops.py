@@ -21,7 +21,7 @@ from core.compiling import Mode, compiled, recomputed, recomputed_keeping, value
 from core.compiling import runtime as _runtime
 
 __all__ = [
-    "Mode", "adamw", "adamw_in_place", "adaptive_norm", "attention", "attention_again", "attention_keeping",
+    "Mode", "adamw", "adamw_in_place", "adaptive_norm", "apart", "attention", "attention_again", "attention_keeping",
     "averaged_in_place", "came_in_place", "chosen_kernels", "chosen_launch", "compiled", "compute_dtype", "configure",
     "conv2d", "conv3d", "conv3d_added", "dense", "embedding", "gelu_tanh", "group_norm", "group_norm_silu",
     "layer_norm", "linear", "mean_of_frame_pairs", "norm_conv3d", "norms_are_kernels", "pad_right_bottom",
@@ -287,3 +287,12 @@ def _updates_in_place() -> bool:
 def square_sum(x):
     """Sum of the squares of all elements, in fp32: a scalar, infinite where an element's square is."""
     return _device.square_sum(x)
+
+
+def apart(x):
+    """The same numbers in memory that is the system's again when the tensor goes; outside compiled functions.
+
+    MindSpore's pool on the CPU gives nothing back, and what stays long between what comes and goes leaves holes that no
+    large tensor fits into. No gradient passes.
+    """
+    return ops_cpu.apart(x) if _device is not ops_ascend else x

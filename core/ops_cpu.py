@@ -10,6 +10,7 @@ a compiled function, MindSpore 2.10 hands the gradient the other call's output (
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import mindspore as ms
@@ -22,6 +23,7 @@ from core.ops_modulation import modulated
 
 # Largest temporary of an attention chunk or of a convolution's unfolded input. Larger was not faster.
 CHUNK_BYTES = 64 * 2**20
+APART_BYTES = 2**20  # of a tensor that is worth pages of its own
 
 _matmul = _ops.MatMul()
 _matmul_nt = _ops.MatMul(transpose_b=True)
@@ -238,3 +240,12 @@ def repeat_nearest(x, time, space):
 def group_norm_silu(x, num_groups, weight, bias, eps, scale, shift):
     h = group_norm(x, num_groups, weight, bias, eps)
     return silu(h if scale is None else modulated(h, scale, shift, repeat_nearest))
+
+
+def apart(x):
+    if x.nbytes < APART_BYTES:
+        return x
+    array = x.asnumpy()
+    pages = np.frombuffer(mmap.mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
+    np.copyto(pages, array)
+    return ms.Tensor.from_numpy(pages)

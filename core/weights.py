@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import mindspore as ms
 import numpy as np
@@ -33,6 +34,8 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
 Read = Callable[[str], np.ndarray]
 _TYPES = {"fp32": ms.float32, "bf16": ms.bfloat16, "fp16": ms.float16}
 _M = TypeVar("_M", bound=Model)
+Resident = Literal["all", "encoder", "decoder", "none"]
+SMALL_BYTES = 2**20  # of a parameter that is resident in any case: opening the file costs more than its memory
 _DIFFUSERS_STEM, _TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 
 
@@ -85,7 +88,36 @@ class Stored:
 
     def whole(self, name: str) -> np.ndarray:
         """The whole parameter, likewise."""
-        return self._checkpoint.whole(self._sources[name], self._type).astype(np.float32, copy=False)
+        return self.typed(name).astype(np.float32, copy=False)
+
+    def typed(self, name: str) -> np.ndarray:
+        """The whole parameter in the model's type."""
+        return self._checkpoint.whole(self._sources[name], self._type)
+
+
+class OnDisk:
+    """Keeps parameters ``names`` of ``model`` on the disk: ``Model.block`` hands out fp32 tensors read for it alone.
+
+    What is read is in no pool and gone after its last use. It has no gradient.
+    """
+
+    def __init__(self, model: Model, stored: Stored, names: Iterable[str]):
+        self.stored, self._names = stored, frozenset(names)
+        for name, parameter in model.parameters_dict().items():
+            parameter.requires_grad = parameter.requires_grad and name not in self._names
+        model.keep_in(self)
+
+    def keeps(self, name: str) -> bool:
+        """Whether ``name`` lies on the disk."""
+        return name in self._names
+
+    def lazy(self) -> bool:
+        """Nothing computes with parts of these."""
+        return False
+
+    def full(self, names: Sequence[str]) -> list[ms.Tensor]:
+        """The parameters, read anew."""
+        return [ms.Tensor.from_numpy(self.stored.whole(name)) for name in names]
 
 
 def stored_transformer(directory: str | Path, dtype: str = "fp32") -> tuple[CogVideoXTransformer3DModel, Stored]:
@@ -109,11 +141,28 @@ def load_transformer(directory: str | Path, dtype: str = "fp32") -> CogVideoXTra
     return load_into(CogVideoXTransformer3DModel(config, ms_type(dtype)), folder)
 
 
-def load_vae(directory: str | Path, dtype: str = "fp32") -> AutoencoderKLCogVideoX:
-    """Loads a VAE; see ``load_transformer``."""
+def load_vae(directory: str | Path, dtype: str = "fp32", *, resident: Resident = "all") -> AutoencoderKLCogVideoX:
+    """Loads a VAE; see ``load_transformer``.
+
+    ``resident``: which side's parameters stay in memory. Large ones of the other (``none``: of both) are read from the
+    files whenever a chunk needs them and have no gradient; all names and shapes are checked here in any case.
+
+    Raises:
+        UserError: besides ``load_into``'s, later: a file changed since.
+    """
     folder = component_folder(directory, "vae")
     config = VAEConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
-    return load_into(AutoencoderKLCogVideoX(config, ms_type(dtype)), folder)
+    model = AutoencoderKLCogVideoX(config, ms_type(dtype))
+    if resident == "all":
+        return load_into(model, folder)
+    stored = Stored(model, folder)
+    large = {n for n, spec in model.table.items() if spec.size * np.dtype(_numpy_type(model)).itemsize >= SMALL_BYTES}
+    absent = {name for name in large if not name.startswith(f"{resident}.")}
+    for name in model.table:
+        if name not in absent:
+            model.adopt(name, stored.typed(name))
+    OnDisk(model, stored, absent)
+    return model
 
 
 def load_text_encoder(directory: str | Path, dtype: str = "fp32") -> T5EncoderModel:
@@ -156,18 +205,17 @@ def default_scheduler_config(transformer: TransformerConfig) -> SchedulerConfig:
 
 def parameter_array(model: Model, name: str) -> np.ndarray:
     """Float32 copy of one parameter."""
+    storage = model.storage
+    if isinstance(storage, OnDisk) and storage.keeps(name):
+        return storage.full([name])[0].asnumpy()
     return model.parameters_dict()[name].astype(ms.float32).asnumpy()
 
 
 def _save(
     model: Model, directory: str | Path, stem: str, dtype: str, max_shard_bytes: int, read: Read | None = None
 ) -> None:
-    parameters = model.parameters_dict()
-
-    def own(name: str) -> np.ndarray:
-        return parameters[name].astype(ms.float32).asnumpy()
-
-    write_checkpoint(directory, stem, model.table, read or own, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    read = read or partial(parameter_array, model)
+    write_checkpoint(directory, stem, model.table, read, dtype=dtype, max_shard_bytes=max_shard_bytes)
 
 
 def save_transformer(

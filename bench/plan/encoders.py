@@ -1,15 +1,18 @@
 """Bytes of the stages around the transformer: text encoder, VAE with its caches and tiles, denoising. No MindSpore.
 
-The VAE's temporaries are counted at the widest moment of a resnet at the level with the largest features. With our CPU
-kernels, which read norm and cached frames where they are, that is a resnet's input and the results of its two
-convolutions. On Ascend the norm is made of operators, and the decoder's modulated norm holds the norm, the widened
-scale and shift, and their product.
+On the CPU the VAE's temporaries are what MindSpore's pool comes to hold (``bench.plan.pool``); beside it lie the cached
+frames, the parameters of the block that were read from the files, and the convolution's copy of its kernel. On Ascend
+they are counted at the widest moment of a resnet at the level with the largest features: there the norm is made of
+operators, and the decoder's modulated norm holds the norm, the widened scale and shift, and their product.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+
 from bench.plan.liveness import FORWARD, rows_bytes
 from bench.plan.memory import Phase
+from bench.plan.pool import pool_bytes
 from bench.plan.workload import table_bytes
 from core.configs import T5Config, TransformerConfig, VAEConfig
 from core.text.parameters import is_gated
@@ -23,7 +26,7 @@ from core.vae.tiling import TilePlan, TilingConfig, plan_tiles
 # Ascend: tensors of the widest features alive at once: input, norm, scale, shift and product in the decoder; input,
 # norm and its square in the encoder. The convolution after it holds input, joined, padded and result, which is fewer.
 DECODER_COPIES, ENCODER_COPIES = 5, 4
-CPU_RESULTS = 2
+SMALL_BYTES = 2**20  # core.weights.SMALL_BYTES, which cannot be imported without MindSpore; a test compares them
 # The text encoder on the CPU: copies of the scores and tensors of the width that the pool comes to hold. Tensors of one
 # layer split the pieces that larger ones of the layer before have freed, so the moments of attention and feed-forward
 # add up. Read off three of the measured cases (docs/design/016).
@@ -60,10 +63,8 @@ def cache_bytes(config: VAEConfig, side: str, height: int, width: int, itemsize:
     return total * itemsize
 
 
-def work_bytes(
-    config: VAEConfig, side: str, frames: int, height: int, width: int, itemsize: int, device: str = "ascend"
-) -> int:
-    """Bytes of the temporaries of one chunk of ``frames`` pixel frames of one tile."""
+def work_bytes(config: VAEConfig, side: str, frames: int, height: int, width: int, itemsize: int) -> int:
+    """Bytes of the temporaries of one chunk of ``frames`` pixel frames of one tile on Ascend."""
     copies = DECODER_COPIES if side == "decoder" else ENCODER_COPIES
     widths = config.block_out_channels
     largest = 0
@@ -71,9 +72,30 @@ def work_bytes(
         # Level 0 is the pixels' size; the decoder's first resnet there still has the channels of the level below.
         wide = widths[min(level + 1, len(widths) - 1)] if side == "decoder" else channels
         count = frames if level == 0 else -(-frames // 2 ** min(level, temporal_levels(config)))
-        held = wide + CPU_RESULTS * channels if device == "cpu" else copies * wide
-        largest = max(largest, held * count * (height >> level) * (width >> level))
+        largest = max(largest, copies * wide * count * (height >> level) * (width >> level))
     return largest * itemsize
+
+
+def _resident_bytes(config: VAEConfig, resident: str, itemsize: int) -> int:
+    """Bytes of the parameters that stay in memory (``core.weights.load_vae``)."""
+    sizes = {name: spec.size * itemsize for name, spec in vae_table(config).items()}
+    return sum(
+        size for name, size in sizes.items()
+        if resident == "all" or size < SMALL_BYTES or name.startswith(f"{resident}.")
+    )  # fmt: skip
+
+
+def _kernel_bytes(config: VAEConfig, side: str, resident: str, itemsize: int) -> int:
+    """Bytes of the largest convolution's kernel, which ours copies in the order it reads it, and, where parameters are
+    read when they are used, of the block with most of them. CPU."""
+    blocks: Counter[str] = Counter()
+    largest = 0
+    for name, spec in vae_table(config).items():
+        size = spec.size * itemsize
+        if name.startswith(f"{side}.") and size >= SMALL_BYTES:
+            largest = max(largest, size)
+            blocks[name.split(".conv")[0]] += size if resident not in ("all", side) else 0
+    return largest + max(blocks.values(), default=0)
 
 
 def _tile(plan: TilePlan, ratio: int) -> tuple[int, int]:
@@ -82,9 +104,12 @@ def _tile(plan: TilePlan, ratio: int) -> tuple[int, int]:
 
 def vae_phase(
     config: VAEConfig, side: str, *, frames: int, height: int, width: int, tiling: TilingConfig | None, itemsize: int,
-    streamed: bool = True, device: str = "ascend",
+    streamed: bool = True, device: str = "ascend", resident: str = "all",
 ) -> Phase:  # fmt: skip
-    """Encoding or decoding ``frames`` pixel frames; not streamed, all of the clip's pixels are in memory."""
+    """Encoding or decoding ``frames`` pixel frames; not streamed, all of the clip's pixels are in memory.
+
+    ``resident``: whose parameters stay in memory, as of ``core.weights.load_vae``.
+    """
     ratio = config.spatial_compression_ratio
     plan = plan_tiles(height // ratio, width // ratio, tiling, ratio)
     tile_height, tile_width = _tile(plan, ratio)
@@ -96,15 +121,34 @@ def vae_phase(
         chunk = max(decoded_frames(b - a) for a, b in latent_chunks(-(-frames // 4)))
     # One group of tiles at a time (core.vae.streaming); an entry of the cache goes when its successor is made.
     cached = at_once * cache_bytes(config, side, tile_height, tile_width, itemsize)
-    pixels = config.in_channels * height * width * 4
-    held = pixels * (2 * chunk if streamed else 2 * frames)
-    if streamed and len(plan.tiles) > 1:
-        held = pixels * (chunk if side == "decoder" else 2 * READ_FRAMES)
-    work = at_once * work_bytes(config, side, chunk, tile_height, tile_width, itemsize, device)
+    held = _held_pixels(config, side, frames, height, width, chunk, streamed=streamed, tiled=len(plan.tiles) > 1)
+    if device == "cpu":
+        sizes = {"frames": chunk, "height": tile_height, "width": tile_width, "batch": at_once}
+        work = pool_bytes(config, side, itemsize=itemsize, **sizes) + _kernel_bytes(config, side, resident, itemsize)
+    else:
+        work = at_once * work_bytes(config, side, chunk, tile_height, tile_width, itemsize)
     return Phase(
         name=f"vae {'encode' if side == 'encoder' else 'decode'}",
-        bytes={"parameters": table_bytes(vae_table(config), itemsize), "vae": cached + work, "activations": held},
-    )
+        bytes={
+            "parameters": _resident_bytes(config, resident, itemsize), "vae": cached + work, "activations": held,
+        },
+    )  # fmt: skip
+
+
+def _held_pixels(
+    config: VAEConfig, side: str, frames: int, height: int, width: int, chunk: int, *, streamed: bool, tiled: bool
+) -> int:
+    """Bytes of whole frames of pixels, and of the latents that wait until the last tile is done."""
+    pixels = config.in_channels * height * width * 4
+    if not streamed:
+        return pixels * 2 * frames
+    if not tiled:
+        return pixels * 2 * chunk
+    if side == "decoder":
+        return pixels * 2  # single frames: the one that is being read and the one that the writer still holds
+    ratio = config.spatial_compression_ratio
+    moments = 2 * config.latent_channels * -(-frames // 4) * (height // ratio) * (width // ratio) * 4
+    return pixels * 2 * READ_FRAMES + moments
 
 
 def text_phase(config: T5Config, *, batch: int, tokens: int, itemsize: int, device: str = "ascend") -> Phase:

@@ -30,6 +30,16 @@ OURS: Rows = (
     ("feed-forward hidden after GELU", FF, None),
     ("feed-forward output, for the gate's gradient", 1, None),
 )
+# What PyNative on the CPU keeps beside those: heads are views of what the linear layers give, and our kernels' gradients
+# hold the kernels' results.
+CPU_MORE: Rows = (
+    ("q, k and v as the linear layers give them", 3, None),
+    ("q and k after their norms", 2, None),
+    ("q times the scale", 1, None),
+)
+# Where blocks that keep everything follow one another, the pool does not fill again what a feed-forward leaves. Read off
+# one measured case (docs/design/016).
+CPU_LEFT: Rows = (("left by the feed-forward in the pool", 2 * FF, None),)
 # diffusers' CogVideoXBlock (and mindone's copy): norms in the activations' type, the input of norm1 is the block's.
 DIFFUSERS: Rows = (
     ("norm1 before scale and shift", 1, None),
@@ -77,7 +87,7 @@ def attention_state(work: Training) -> int:
 
 def saved_bytes(work: Training) -> int:
     """Bytes that one block's gradient reads besides the block's input: what ``recompute: none`` keeps."""
-    rows = DIFFUSERS if work.code in ("mindone", "torch") else OURS
+    rows = DIFFUSERS if work.code in ("mindone", "torch") else OURS + (CPU_MORE if work.code == "cpu" else ())
     tokens = work.batch * work.local_tokens
     width, item = work.config.inner_dim, work.computed
     return rows_bytes(rows, tokens=tokens, width=width, itemsize=item) + attention_state(work)
@@ -87,7 +97,8 @@ def kept_between_passes(work: Training, index: int) -> int:
     """Bytes that block ``index`` keeps from the forward to the backward pass, its input included."""
     tokens, width = work.batch * work.local_tokens, work.config.inner_dim
     if work.recompute == "none" or index % work.recompute_every:
-        return tokens * width * work.computed + saved_bytes(work)
+        left = rows_bytes(CPU_LEFT, tokens=tokens, width=width, itemsize=work.computed) if work.code == "cpu" else 0
+        return tokens * width * work.computed + saved_bytes(work) + left
     device = "CPU" if work.code == "cpu" else "Ascend"
     return kept_bytes(
         work.config, work.recompute, batch=work.batch, tokens=work.local_tokens, itemsize=work.computed, device=device

@@ -164,11 +164,18 @@ def _generate(recipe: Any, sizes: Sizes, profile: Profile) -> dict[str, Any]:
     }
 
 
+def _resident(recipe: Any, side: str) -> str:
+    """As ``bench.tasks.models.Models.vae`` loads it."""
+    if recipe.model.preset:
+        return "all"
+    return "none" if recipe.runtime.device == "cpu" else side
+
+
 def _vae(recipe: Any, sizes: Sizes, side: str, frames: int, height: int, width: int, tiling: Any = "recipe") -> Phase:
     return encoders.vae_phase(
         sizes.vae, side, frames=frames, height=height, width=width,
         tiling=tiling_of(recipe.vae) if tiling == "recipe" else tiling, itemsize=_itemsize(recipe, recipe.vae),
-        device=recipe.runtime.device,
+        device=recipe.runtime.device, resident=_resident(recipe, side),
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def run(recipe: Any, ctx: RunContext) -> None:
     files = _files(Path(recipe.latents))
     models = Models(recipe, ctx)
     with ctx.stage("load_vae"):
-        vae = models.vae(recipe.vae.dtype)
+        vae = models.vae(recipe.vae.dtype, "decoder")
     processes = clip_processes(recipe)
     world = processes.world
     share_vae(vae, processes, recipe.vae)

@@ -45,7 +45,7 @@ def run(recipe: Any, ctx: RunContext) -> None:
     ctx.note("decoder", choose_backend(recipe.video.backend))
     with ctx.stage("load"):
         processes = clip_processes(recipe)
-        vae = models.vae(recipe.vae.dtype)
+        vae = models.vae(recipe.vae.dtype, "encoder")
         share_vae(vae, processes, recipe.vae)
         encoder = _Encoder(recipe, ctx, vae, processes.world)
     with ctx.stage("vae_encode", items=len(manifest)):

@@ -46,7 +46,7 @@ def run(recipe: Any, ctx: RunContext) -> None:
     made = _denoise(recipe, ctx, models, text, processes)
     if recipe.save.decode:
         with ctx.stage("load_vae"):
-            vae = models.vae(recipe.vae.dtype)
+            vae = models.vae(recipe.vae.dtype, "decoder")
             share_vae(vae, processes, recipe.vae)
         for item in ctx.progress(made, "decode", total=len(made)):
             write_video(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from bench.context import RunContext
 from bench.device import start_mindspore
@@ -23,7 +23,7 @@ class Models:
     """
 
     def __init__(self, recipe: Any, ctx: RunContext):
-        self._model, self._ctx = recipe.model, ctx
+        self._model, self._ctx, self._device = recipe.model, ctx, recipe.runtime.device
         self._preset: ModelPreset | None = PRESETS[recipe.model.preset] if recipe.model.preset else None
         ctx.note("runtime", start_mindspore(recipe.runtime, recipe.seed))
         from core import ops  # noqa: PLC0415 - imports mindspore, so not before the device is chosen
@@ -96,8 +96,12 @@ class Models:
             },
         )  # fmt: skip
 
-    def vae(self, dtype: str | None = None) -> Any:
-        """The VAE in ``dtype`` as far as the device has kernels for it (None: the type that is computed in)."""
+    def vae(self, dtype: str | None = None, side: Literal["encoder", "decoder"] | None = None) -> Any:
+        """The VAE in ``dtype`` as far as the device has kernels for it (None: the type that is computed in).
+
+        ``side``: the only one that is used. It is resident on a device; on the CPU, where one copy from the page cache
+        makes the same bytes, its large parameters are read for each chunk (``core.weights.load_vae``).
+        """
         from core import ops, weights  # noqa: PLC0415
         from core.vae.model import AutoencoderKLCogVideoX  # noqa: PLC0415
 
@@ -106,7 +110,9 @@ class Models:
             model = AutoencoderKLCogVideoX(self._preset.vae, kept).initialize(self._model.init_seed)
         else:
             names = {weights.ms_type(name): name for name in ("fp32", "bf16", "fp16")}
-            model = weights.load_vae(self._folders().need("vae"), names[kept])
+            resident = "all" if side is None else "none" if self._device == "cpu" else side
+            model = weights.load_vae(self._folders().need("vae"), names[kept], resident=resident)
+            self._ctx.note("vae_resident", resident)
         return self._note("vae", model)
 
     def text_encoder(self) -> tuple[Any, Any]:

@@ -110,7 +110,8 @@ class AutoencoderKLCogVideoX(Model):
         """Pieces ``[B, 3, any, H, W]`` of a clip of ``num_frames`` -> mean and std of one chunk of latents at a time.
 
         The same numbers as ``encode``; ``num_frames`` must be known because the first chunk takes the remainder.
-        The caches of all tiles are alive at once (as large as without tiles), activations are one tile's.
+        The caches of all tiles are alive at once (as large as without tiles), activations are one tile's. No gradient
+        passes from chunk to chunk.
 
         Raises:
             UserError: a shape that the VAE can't take, fewer or more frames than ``num_frames``.
@@ -134,7 +135,7 @@ class AutoencoderKLCogVideoX(Model):
         ``cache`` is used up: each entry goes when its successor is made, or two chunks' caches would be alive. Or it is
         an ``over_time.Handover``, and the result holds nothing for the next chunk.
         """
-        config, new = self.config, {}
+        config, new = self.config, passes.successor(cache)
         if self.whole_sides and not cache and not config.use_quant_conv:
             return blocks.compiled_encoder(self.block("encoder"), x.astype(self.compute_dtype), **self._side()), new
         x = self._causal("encoder.conv_in", x.astype(self.compute_dtype), cache, new)
@@ -151,7 +152,7 @@ class AutoencoderKLCogVideoX(Model):
 
     def decode_chunk(self, z: ms.Tensor, cache: Cache) -> tuple[ms.Tensor, Cache]:
         """One chunk of latents -> ``(pixels [B, 3, T, H, W], cache for the next chunk)``; ``cache`` is used up."""
-        config, new = self.config, {}
+        config, new = self.config, passes.successor(cache)
         z = z.astype(self.compute_dtype)
         if self.whole_sides and not cache and not config.use_post_quant_conv:
             return blocks.compiled_decoder(self.block("decoder"), z, **self._side()), new
@@ -190,12 +191,12 @@ class AutoencoderKLCogVideoX(Model):
         for i in range(count):
             name = f"{prefix}.resnets.{i}"
             one, two = f"{name}.conv1", f"{name}.conv2"
-            p = self.block(name)
             memory, static = (cache.pop(one, None), cache.pop(two, None)), {"groups": groups, "eps": eps}
+            # The block has no name here: where its parameters are read from the disk, one block's are in memory.
             if self.whole_blocks:
-                x, new[one], new[two] = blocks.compiled_resnet(p, x, z, *memory, **static, whole=True)
+                x, new[one], new[two] = blocks.compiled_resnet(self.block(name), x, z, *memory, **static, whole=True)
             else:
-                x, new[one], new[two] = blocks.resnet(p, x, z, *memory, **static)
+                x, new[one], new[two] = blocks.resnet(self.block(name), x, z, *memory, **static)
         return x
 
     def _head(self, side, x, z, cache, new):

@@ -12,10 +12,23 @@ from typing import NamedTuple
 import mindspore as ms
 from mindspore import mint
 
+from core import ops
 from core.configs import VAEConfig
 from core.vae.tiling import Tile, TilePlan, TilingConfig
 
 Cache = dict[str, ms.Tensor]  # name of a causal convolution -> its last frames
+
+
+class Apart(Cache):
+    """A cache for streams, without gradients: its frames live from chunk to chunk, see ``core.ops.apart``."""
+
+    def __setitem__(self, name: str, frames: ms.Tensor) -> None:
+        super().__setitem__(name, ops.apart(frames))
+
+
+def successor(cache: Cache) -> Cache:
+    """An empty cache of the kind that ``cache`` is; frames that are handed to other processes are kept by nobody."""
+    return Apart() if isinstance(cache, Apart) else {}
 
 
 class Share(NamedTuple):
@@ -121,7 +134,7 @@ def stream(step: Pass, pieces: Iterable[tuple[ms.Tensor, TilePlan]], at_once: in
     for piece, plan in pieces:
         canvas: ms.Tensor | None = None
         for g, group in enumerate(plan.groups(at_once)):
-            y, caches[g] = step.run(cut(piece, group, step.scale_in), caches.get(g, {}))
+            y, caches[g] = step.run(cut(piece, group, step.scale_in), caches.get(g, Apart()))
             canvas = paste(canvas, y, group, plan, step.scale_out)
         assert canvas is not None
         yield canvas.astype(y.dtype)

@@ -20,6 +20,7 @@ import numpy as np
 from core.errors import UserError
 from core.vae import chunks, over_time, passes
 from core.vae.canvas import Canvas
+from core.vae.passes import Apart
 from core.vae.tiling import Tile, TilePlan, TilingConfig, plan_tiles
 
 Pixels = Callable[[], Iterable[np.ndarray]]  # starts the clip anew: pieces [3, any, H, W]
@@ -29,6 +30,8 @@ def decode_pieces(
     vae: Any, latents: np.ndarray, tiling: TilingConfig | None = None, folder: str | Path | None = None
 ) -> Iterator[np.ndarray]:
     """Unscaled latents ``[C, t, h, w]`` -> pixels ``[3, 8 or 9 (or 1), H, W]`` around [-1, 1], in order.
+
+    Where there are several tiles, pieces are single frames: whoever asks for the next one still holds the last.
 
     ``folder``: where the unnamed file of finished tiles lies (4 bytes a pixel and channel); None: the system's own.
 
@@ -51,21 +54,18 @@ def decode_pieces(
     frames = chunks.decoded_frames(latents.shape[1], int(vae.config.temporal_compression_ratio))
     shape = (frames, vae.config.out_channels, plan.rows.size * ratio, plan.cols.size * ratio)
     if vae.tiles_are_shared:
-        yield from _gathered_pieces(vae, latents, tiling, spans)
+        yield from _gathered_pieces(vae, latents, tiling)
         return
     with Canvas(shape, folder) as canvas:
         for group in plan.groups(_at_once(tiling)):
-            cache: dict[str, ms.Tensor] = {}
+            cache = Apart()
             start = 0
             for first, last in spans:
                 part = np.concatenate([_cut(latents[:, first:last], tile)[None] for tile in group])
                 y, cache = vae.decode_chunk(_tensor(part), cache)
                 start = _add(canvas, start, group, plan, ratio, y)
-        start = 0
-        for first, last in spans:
-            count = chunks.decoded_frames(last - first, int(vae.config.temporal_compression_ratio))
-            yield canvas.read(start, count)
-            start += count
+        for frame in range(frames):
+            yield canvas.read(frame, 1)
 
 
 def _decoded_over_time(
@@ -114,16 +114,11 @@ def _add(canvas: Canvas, start: int, group: list[Tile], plan: TilePlan, ratio: i
     return start + made.shape[2]
 
 
-def _gathered_pieces(
-    vae: Any, latents: np.ndarray, tiling: TilingConfig | None, spans: list[tuple[int, int]]
-) -> Iterator[np.ndarray]:
+def _gathered_pieces(vae: Any, latents: np.ndarray, tiling: TilingConfig | None) -> Iterator[np.ndarray]:
     """The pieces of a clip whose tiles several processes decode: each of them holds the whole clip."""
     pixels = vae.decode(_tensor(latents[None]), tiling).astype(ms.float32).asnumpy()[0]
-    start = 0
-    for first, last in spans:
-        count = chunks.decoded_frames(last - first, int(vae.config.temporal_compression_ratio))
-        yield pixels[:, start : start + count]
-        start += count
+    for frame in range(pixels.shape[1]):
+        yield pixels[:, frame : frame + 1]
 
 
 def encode_pieces(
@@ -177,7 +172,7 @@ def _encoded(vae: Any, parts: Iterable[np.ndarray], num_frames: int, tile: tuple
     """
     chunk_parts = _regrouped(parts, num_frames)
     if vae.neighbours is None:
-        cache: dict[str, ms.Tensor] = {}
+        cache = Apart()
         for chunk in chunk_parts:
             y, cache = vae.encode_chunk(_tensor(chunk), cache)
             yield y

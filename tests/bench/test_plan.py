@@ -13,7 +13,7 @@ import pytest
 
 from bench.cli import main
 from bench.codes import MISMATCH, PASS, USAGE
-from bench.plan import liveness, memory
+from bench.plan import encoders, liveness, memory
 from bench.plan.advice import suggestions
 from bench.plan.cost import communication_bytes, time_of, training_work, vae_bytes
 from bench.plan.dryrun import parse_peak, refuse_without_ascend
@@ -287,8 +287,9 @@ def test_dry_run_says_what_is_missing_here(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_constants_that_are_copied_from_modules_with_mindspore() -> None:
-    from core import ops_cpu
+    from core import ops_cpu, weights
     from core.optim import foreach
 
     assert (foreach.MAX_TENSORS, foreach.MAX_BYTES) == (memory.MAX_TENSORS, memory.MAX_BYTES)
     assert memory.CPU_CHUNK_BYTES == ops_cpu.CHUNK_BYTES
+    assert encoders.SMALL_BYTES == weights.SMALL_BYTES

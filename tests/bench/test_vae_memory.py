@@ -8,6 +8,7 @@ import pytest
 
 from bench import vae_memory
 from bench.plan.encoders import cache_bytes
+from bench.plan.pool import pool_bytes
 from bench.vae_memory import MIB, cases, failures, spread, table
 from core.presets import PRESETS
 
@@ -17,7 +18,7 @@ PLANNED = vae_memory.planned
 @pytest.fixture(autouse=True)
 def _no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """Marks made up here have no formula."""
-    monkeypatch.setattr(vae_memory, "planned", lambda row: None)
+    monkeypatch.setattr(vae_memory, "planned", lambda row, own: None)
 
 
 def measured(peak: int = 1400, loaded: int = 1300, seconds: float | None = None) -> dict[str, Any]:
@@ -48,17 +49,20 @@ def test_planted_growth_is_refused(group: str) -> None:
 
 def test_a_formula_that_drifts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     stored = measured()
-    monkeypatch.setattr(vae_memory, "planned", lambda row: row["peak"] * 112 // 100)
+    monkeypatch.setattr(vae_memory, "planned", lambda row, own: row["peak"] * 112 // 100)
     assert len([text for text in failures(stored) if "the plan" in text]) == sum(map(len, stored.values()))
 
 
 def test_the_plan_of_a_case_by_hand() -> None:
     job = cases()["flat in time, decode"]["9 frames"]
-    # The last level's first resnet: its input of 256 channels and 9 frames, and two results of 128.
-    widest, pixels = (256 + 2 * 128) * 9 * 32 * 48 * 4, 2 * 9 * 3 * 32 * 48 * 4
-    cached = cache_bytes(PRESETS["5b"].vae, "decoder", 32, 48, 4)
-    assert PLANNED({"job": job, "loaded": 1000}) == 1000 + widest + cached + pixels
-    assert PLANNED({"job": cases()["beside diffusers, decode"]["diffusers, plain"], "loaded": 1000}) is None
+    config, own = PRESETS["5b"].vae, {"decode": {"peak": 70, "loaded": 20}}
+    pool = pool_bytes(config, "decoder", frames=9, height=32, width=48, batch=1, itemsize=4)
+    # Read for the block and, of the larger convolution, copied; two pieces of pixels.
+    kernels, pixels = 3 * 512 * 512 * 27 * 4, 2 * 9 * 3 * 32 * 48 * 4
+    cached = cache_bytes(config, "decoder", 32, 48, 4)
+    assert PLANNED({"job": job, "loaded": 1000}, own) == 1000 + 50 + pool + kernels + cached + pixels
+    assert PLANNED({"job": job, "loaded": 1000}, {}) is None
+    assert PLANNED({"job": cases()["beside diffusers, decode"]["diffusers, plain"], "loaded": 1000}, own) is None
 
 
 def test_a_missing_case_is_refused() -> None:
