@@ -30,15 +30,15 @@ OURS: Rows = (
     ("feed-forward hidden after GELU", FF, None),
     ("feed-forward output, for the gate's gradient", 1, None),
 )
-# What PyNative on the CPU keeps beside those: heads are views of what the linear layers give, and our kernels' gradients
-# hold the kernels' results.
+# What PyNative on the CPU keeps beside those: heads are views of what the linear layers give, and our kernels'
+# gradients hold the kernels' results.
 CPU_MORE: Rows = (
     ("q, k and v as the linear layers give them", 3, None),
     ("q and k after their norms", 2, None),
     ("q times the scale", 1, None),
 )
-# Where blocks that keep everything follow one another, the pool does not fill again what a feed-forward leaves. Read off
-# one measured case (docs/design/016).
+# Where blocks that keep everything follow one another, the pool does not fill again what a feed-forward leaves. Read
+# off one measured case (docs/design/016).
 CPU_LEFT: Rows = (("left by the feed-forward in the pool", 2 * FF, None),)
 # diffusers' CogVideoXBlock (and mindone's copy): norms in the activations' type, the input of norm1 is the block's.
 DIFFUSERS: Rows = (
