@@ -13,7 +13,8 @@ from bench.memory import resident_bytes
 from core import ops, ops_cpu, weights
 from core.errors import UserError, WeightsError
 from core.presets import PRESETS
-from core.vae.model import Apart, AutoencoderKLCogVideoX
+from core.vae.model import AutoencoderKLCogVideoX
+from core.vae.passes import Apart
 from core.vae.streaming import decode_pieces, encode_pieces
 from core.vae.tiling import TilingConfig
 
