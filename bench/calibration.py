@@ -93,10 +93,20 @@ def text_of(data: dict[str, Any]) -> str:
     lines += [tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True), ""]
     lines.append(f"equal in all runs: {len(data['equal'])} readings")
     lines += [f"differs between null runs, can't be gated exactly: {name}" for name in data["varying"]]
-    lines += [f"not measured: {name} ({reason})" for name, reason in data["not_measured"].items()]
+    lines += _not_measured(data["not_measured"])
     lines += [f"disturbed: {line}" for line in data["disturbed"]]
     lines.append(f"smallest visible: by a gate of {_FUTURE_RUNS} runs against these, in 80 % of cases")
     return "\n".join(lines)
+
+
+def _not_measured(reasons: dict[str, str]) -> list[str]:
+    """A line for each reason: readings of every phase have the same one."""
+    lines = []
+    for reason in dict.fromkeys(reasons.values()):
+        names = [name for name, given in reasons.items() if given == reason]
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        lines.append(f"not measured: {', '.join(names[:2])}{more} ({reason})")
+    return lines
 
 
 def _row(name: str, values: dict[str, Any]) -> tuple[str, ...]:

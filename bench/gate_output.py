@@ -50,6 +50,9 @@ def text_of(judgement: Judgement, title: str, *, every: bool = False) -> str:
     return "\n".join([*lines, f"{judgement.verdict}: {judgement.reason}"])
 
 
+_NO_BOUND = 100  # an interval that reaches so many times the baseline notices nothing worth a number
+
+
 def _worth_a_row(check: Check) -> bool:
     if check.verdict is Verdict.SHOWN:
         return check.family in _NUMBERS and check.rule != "none"
@@ -61,6 +64,8 @@ def _row(check: Check) -> tuple[str, ...]:
         "" if check.low is None or check.high is None else f"{_value(check.low, check)} .. {_value(check.high, check)}"
     )
     smallest = "" if check.detectable is None else f"+{_value(check.detectable, check)}"
+    if ends and check.baseline and check.high > _NO_BOUND * check.baseline:
+        ends, smallest = f"more than {_NO_BOUND}-fold: runs differ too much", "nothing"
     verdict = str(check.verdict) if check.verdict is not Verdict.SHOWN else "-"
     verdict += f" ({check.reason})" if check.reason else ""
     return (

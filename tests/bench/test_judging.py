@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from bench import baseline, cli, judging
+from bench import baseline, calibration, cli, judging
 from bench import record as records
 from bench.gate import judge
 from bench.gate_output import text_of, write_junit
 from bench.run_set import read_runs
-from bench.verdict import Policy, Verdict
+from bench.verdict import Check, Judgement, Policy, Verdict
 from core.errors import UserError
 from tests.bench.null_runs import fields_of, null_runs, null_series, run_of
 
@@ -210,6 +210,24 @@ def test_the_table_names_the_phase_that_moved():
     moved = text.split("memory that moved most:\n")[1].splitlines()[0]
     assert moved.split() == ["+1,073,741,824", "B", "device", "allocated,", "phase", "first", "step,", "rank", "0"]
     assert "+1,073,741,824 B where all null runs agree" in text
+
+
+def test_an_interval_that_bounds_nothing_shows_no_number():
+    common = {"name": "step", "family": "time", "unit": "s", "verdict": Verdict.PASS, "rule": "interval"}
+    wide = Check(**common, baseline=0.1, current=0.1, low=1e-15, high=2e14, detectable=1e14)
+    tight = Check(**common, baseline=0.1, current=0.1, low=0.09, high=0.11, detectable=0.02)
+    loose, close = (text_of(Judgement(verdict=Verdict.PASS, reason="", checks=(one,)), "gate") for one in (wide, tight))
+    assert "more than 100-fold: runs differ too much" in loose
+    assert "min" not in loose
+    assert "90 ms .. 110 ms" in close
+
+
+def test_readings_that_are_missing_for_one_reason_are_one_line(tmp_path, recipe, capsys):
+    null = _written(tmp_path / "null", 1, 3)
+    _, data = _json(capsys, "calibrate", recipe, "--from", null)
+    data["not_measured"] = {"a": "no card", "b": "no card", "c": "no card", "d": "not asked for"}
+    lines = [line for line in calibration.text_of(data).splitlines() if line.startswith("not measured: ")]
+    assert lines == ["not measured: a, b and 1 more (no card)", "not measured: d (not asked for)"]
 
 
 @pytest.mark.parametrize(
