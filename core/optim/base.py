@@ -49,7 +49,7 @@ class Optimizer:
         update: ``update(one, *scalars, **static) -> (value, *fields of the state, in order)``; ``one`` holds ``value``
             and the state in fp32, and ``gradient`` in its own type.
         statics: compiled-in keyword arguments of ``update`` for each parameter.
-        in_place: see ``core.optim.foreach.ForEach``.
+        in_place, bundled: see ``core.optim.foreach.ForEach``.
     """
 
     def __init__(
@@ -59,6 +59,8 @@ class Optimizer:
         update: Callable,
         statics: Sequence[dict[str, Any]],
         in_place: Callable | None = None,
+        *,
+        bundled: bool = False,
     ):
         self.parameters = list(parameters)
         self.names = [str(q.name) for q in self.parameters]
@@ -68,7 +70,9 @@ class Optimizer:
         self._constants: list[State] = [{} for _ in self.parameters]  # more that ``update`` reads and nothing changes
         self.masters = {index: q.astype(ms.float32) for index, q in enumerate(self.parameters) if q.dtype != ms.float32}
         shapes = [tuple(q.shape) for q in self.parameters]
-        self._for_each = ForEach(update, shapes, [str(q.dtype) for q in self.parameters], statics, in_place)
+        self._for_each = ForEach(
+            update, shapes, [str(q.dtype) for q in self.parameters], statics, in_place, bundled=bundled
+        )
 
     def scalars(self, lr: float) -> tuple[ms.Tensor, ...]:
         """What ``update`` receives before the gradients' factor; ``step_count`` is already that of this step."""

@@ -22,19 +22,16 @@ def unsharded(mean: ms.Tensor) -> ms.Tensor:
     return mean
 
 
-def unsharded_pair(first: ms.Tensor, second: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
-    """Two of them."""
-    return first, second
-
-
-def in_one_message(shards_mean: Mean) -> Callable[[ms.Tensor, ms.Tensor], tuple[ms.Tensor, ms.Tensor]]:
-    """``[m], [n] -> [m], [n]``: the means over shards of two vectors, by one call of ``shards_mean``."""
-
-    def pair(first, second):
-        both = shards_mean(mint.cat((first, second), dim=0))
-        return both[: first.shape[0]], both[first.shape[0] :]
-
-    return pair
+def _over_shards(parts, shards_mean):
+    """The means over shards of several tensors, by one call of ``shards_mean``: one message."""
+    flat, found = (), ()
+    for x in parts:
+        flat = (*flat, x.reshape(-1))
+    whole, start = shards_mean(mint.cat(flat, dim=0)), 0
+    for x in parts:
+        found = (*found, whole[start : start + x.size].reshape(x.shape))
+        start = start + x.size
+    return found
 
 
 def _inverse_root(row, column, mean):
@@ -43,76 +40,127 @@ def _inverse_root(row, column, mean):
     return mint.rsqrt(scaled).unsqueeze(-1) * mint.rsqrt(column).unsqueeze(-2)
 
 
-def _means_of_rows(x, row, valid, rows_means, stretch):
-    """Means over the whole tensor's rows, of which ``valid`` marks those that are no padding here, of ``x [.., r, c]``
-    and of ``row [.., r]`` -> ``[.., c], [.., 1]``.
-
-    No closure: the graph compiler loses track of one that holds a tensor of the function around it.
-    """
-    if valid is not None:
-        x, row = x * valid.unsqueeze(-1), row * valid
-    column, mean = rows_means(mint.mean(x, dim=-2), mint.mean(row, dim=-1, keepdim=True))
-    return (column, mean) if stretch == 1.0 else (column * stretch, mean * stretch)
+def _means_of_rows(p, x, row):
+    """Means over the rows of ``x [.., r, c]`` and of ``row [.., r]`` -> ``[.., c], [.., 1]``; of a matrix over those
+    rows that ``valid`` says are no padding."""
+    if len(x.shape) == 2 and "valid" in p:
+        x, row = x * p["valid"].unsqueeze(-1), row * p["valid"]
+    return mint.mean(x, dim=-2), mint.mean(row, dim=-1, keepdim=True)
 
 
-def _clipped(u, clip_threshold, shards_mean, stretch):
-    """``u`` scaled down to a root mean square of ``clip_threshold``; it is zero in padding."""
-    square = shards_mean(mint.mean(u * u))
-    rms = mint.sqrt(square if stretch == 1.0 else square * stretch)
-    return u / mint.clamp(rms / clip_threshold, min=1.0)
+def _stretched(x, stretch):
+    """Means over rows with padding as means over those without."""
+    return x if stretch == 1.0 else x * stretch
+
+
+def _clipped(u, square, clip_threshold):
+    """``u`` scaled down to a root mean square of ``clip_threshold``; ``square`` is its mean square over all shards."""
+    return u / mint.clamp(mint.sqrt(square) / clip_threshold, min=1.0)
 
 
 def factored(
-    p, factor, lr, *, beta1, beta2, beta3, rest1, rest2, rest3, eps1, eps2, clip_threshold, weight_decay, rows_means,
-    shards_mean, stretch=1.0,
+    ones, factor, lr, *, beta1, beta2, beta3, rest1, rest2, rest3, eps1, eps2, clip_threshold, weight_decay, sharded,
+    rows, shards_mean, stretch=1.0,
 ):  # fmt: skip
-    """One step of a tensor of two or more dimensions: ``p`` holds value, gradient, m ``[.., r, c]``, two averages of
-    rows ``[.., r]`` and of columns ``[.., c]`` -> ``(value, m, v_row, v_column, residual_row, residual_column)``.
+    """One step of tensors of two or more dimensions. Each of ``ones`` holds value, gradient, m ``[.., r, c]``, two
+    averages of rows ``[.., r]`` and of columns ``[.., c]`` -> ``(value, m, v_row, v_column, residual_row,
+    residual_column)`` of the first, then of the next.
 
-    ``rest`` are 1 - beta. ``rows_means`` (of two tensors) and ``shards_mean`` complete means over the rows, or over all
-    elements, of which this process holds a part; ``stretch`` is rows with padding over rows without.
+    ``rest`` are 1 - beta. Where tensors are ``sharded``, ``shards_mean`` completes what needs all shards, for all
+    tensors in one message: where a shard holds only some ``rows`` column means and normalisers, twice, and mean
+    squares. ``stretch`` is rows with padding over rows without.
     """
-    matrix = len(p["value"].shape) == 2
-    valid = p["valid"] if matrix and "valid" in p else None
-    rows_stretch = stretch if matrix else 1.0
-    gradient = p["gradient"].astype(ms.float32) * factor
-    square = gradient * gradient + eps1
-    v_row = beta2 * p["v_row"] + rest2 * mint.mean(square, dim=-1)
-    column, v_mean = _means_of_rows(square, v_row, valid, rows_means, rows_stretch)
-    v_column = beta2 * p["v_column"] + rest2 * column
-    u = _clipped(_inverse_root(v_row, v_column, v_mean) * gradient, clip_threshold, shards_mean, stretch)
-    m = beta1 * p["m"] + rest1 * u
-    residual = (u - m) * (u - m) + eps2
-    r_row = beta3 * p["residual_row"] + rest3 * mint.mean(residual, dim=-1)
-    column, r_mean = _means_of_rows(residual, r_row, valid, rows_means, rows_stretch)
-    r_column = beta3 * p["residual_column"] + rest3 * column
-    value = p["value"] - (lr * weight_decay) * p["value"]
-    return value - lr * (_inverse_root(r_row, r_column, r_mean) * m), m, v_row, v_column, r_row, r_column
+    gradients, v_rows, means = (), (), ()
+    for p in ones:
+        gradient = p["gradient"].astype(ms.float32) * factor
+        square = gradient * gradient + eps1
+        v_row = beta2 * p["v_row"] + rest2 * mint.mean(square, dim=-1)
+        gradients = (*gradients, gradient)
+        v_rows = (*v_rows, v_row)
+        means = means + _means_of_rows(p, square, v_row)
+    if rows:
+        means = _over_shards(means, shards_mean)
+    updates, v_columns, squares = (), (), ()
+    for i in range(len(ones)):
+        row_stretch = stretch if len(gradients[i].shape) == 2 else 1.0
+        v_column = beta2 * ones[i]["v_column"] + rest2 * _stretched(means[2 * i], row_stretch)
+        v_mean = _stretched(means[2 * i + 1], row_stretch)
+        u = _inverse_root(v_rows[i], v_column, v_mean) * gradients[i]
+        updates = (*updates, u)
+        v_columns = (*v_columns, v_column)
+        squares = (*squares, mint.mean(u * u))
+    if sharded:
+        squares = _over_shards(squares, shards_mean)
+    moments, r_rows, means = (), (), ()
+    for i in range(len(ones)):
+        u = _clipped(updates[i], _stretched(squares[i], stretch), clip_threshold)
+        m = beta1 * ones[i]["m"] + rest1 * u
+        residual = (u - m) * (u - m) + eps2
+        r_row = beta3 * ones[i]["residual_row"] + rest3 * mint.mean(residual, dim=-1)
+        moments = (*moments, m)
+        r_rows = (*r_rows, r_row)
+        means = means + _means_of_rows(ones[i], residual, r_row)
+    if rows:
+        means = _over_shards(means, shards_mean)
+    results = ()
+    for i in range(len(ones)):
+        row_stretch = stretch if len(gradients[i].shape) == 2 else 1.0
+        r_column = beta3 * ones[i]["residual_column"] + rest3 * _stretched(means[2 * i], row_stretch)
+        r_mean = _stretched(means[2 * i + 1], row_stretch)
+        value = ones[i]["value"] - (lr * weight_decay) * ones[i]["value"]
+        value = value - lr * (_inverse_root(r_rows[i], r_column, r_mean) * moments[i])
+        results = (*results, value, moments[i], v_rows[i], v_columns[i], r_rows[i], r_column)
+    return results
 
 
 def unfactored(
-    p, factor, lr, *, beta1, beta2, rest1, rest2, eps1, clip_threshold, weight_decay, shards_mean, stretch=1.0,
+    ones, factor, lr, *, beta1, beta2, rest1, rest2, eps1, clip_threshold, weight_decay, sharded, shards_mean,
+    stretch=1.0,
 ):  # fmt: skip
-    """One step of a vector: ``p`` holds value, gradient, m, v ``[n]`` -> ``(value, m, v)``; no residual is kept."""
-    gradient = p["gradient"].astype(ms.float32) * factor
-    v = beta2 * p["v"] + rest2 * (gradient * gradient + eps1)
-    m = beta1 * p["m"] + rest1 * _clipped(mint.rsqrt(v) * gradient, clip_threshold, shards_mean, stretch)
-    value = p["value"] - (lr * weight_decay) * p["value"]
-    return value - lr * m, m, v
+    """One step of vectors: each of ``ones`` holds value, gradient, m, v ``[n]`` -> ``(value, m, v)`` of the first, then
+    of the next; no residual is kept."""
+    updates, vs, squares = (), (), ()
+    for p in ones:
+        gradient = p["gradient"].astype(ms.float32) * factor
+        v = beta2 * p["v"] + rest2 * (gradient * gradient + eps1)
+        u = mint.rsqrt(v) * gradient
+        updates = (*updates, u)
+        vs = (*vs, v)
+        squares = (*squares, mint.mean(u * u))
+    if sharded:
+        squares = _over_shards(squares, shards_mean)
+    results = ()
+    for i in range(len(ones)):
+        u = _clipped(updates[i], _stretched(squares[i], stretch), clip_threshold)
+        m = beta1 * ones[i]["m"] + rest1 * u
+        value = ones[i]["value"] - (lr * weight_decay) * ones[i]["value"]
+        results = (*results, value - lr * m, m, vs[i])
+    return results
 
 
-def update(p, factor, lr, **hyper):
-    """``factored`` or ``unfactored``, whichever state ``p`` holds."""
-    if "v_row" in p:
-        return factored(p, factor, lr, **hyper)
-    return unfactored(p, factor, lr, **hyper)
+def _step(ones, factor, lr, **hyper):
+    if "v_row" in ones[0]:
+        return factored(ones, factor, lr, **hyper)
+    return unfactored(ones, factor, lr, **hyper)
 
 
-def _in_place(bundle, factor, lr, *, shards_mean, rows_means=unsharded_pair, **hyper):
+def update(ones, factor, lr, *, sharded, **hyper):
+    """``factored`` or ``unfactored``, whichever state the tensors ``ones`` of a bundle hold.
+
+    Side by side where they exchange something; else one after the other, which needs less memory.
+    """
+    if sharded:
+        return _step(ones, factor, lr, sharded=True, **hyper)
+    results = ()
+    for p in ones:
+        results = results + _step((p,), factor, lr, sharded=False, **hyper)
+    return results
+
+
+def _in_place(bundle, factor, lr, *, sharded, shards_mean, rows=False, **hyper):
     """``update`` of tensors that are in one piece, by a kernel; None where there is none."""
-    if shards_mean is not unsharded or rows_means is not unsharded_pair:
-        return None
-    return ops.came_in_place(bundle, factor, lr, **hyper)
+    del shards_mean, rows  # of parts only
+    return None if sharded else ops.came_in_place(bundle, factor, lr, **hyper)
 
 
 class CAME(Optimizer):
@@ -146,31 +194,36 @@ class CAME(Optimizer):
     ):
         parts = [False] * len(parameters) if sharded is None else list(sharded)
         rows = [None] * len(parameters) if padding is None else list(padding)
-        self._parts, statics, valid, pair = parts, [], [], in_one_message(shards_mean)
+        self._parts, statics, valid = parts, [], []
         rates = decayed(parameters, decay, weight_decay)
         for q, part, padded, decay_rate in zip(parameters, parts, rows, rates, strict=True):
             mean = shards_mean if part else unsharded
             static = {"clip_threshold": clip_threshold, "weight_decay": decay_rate, "shards_mean": mean, "eps1": eps[0]}
+            static["sharded"] = part
             static |= {"beta1": betas[0], "rest1": 1.0 - betas[0], "beta2": betas[1], "rest2": 1.0 - betas[1]}
             if len(q.shape) >= 2:
                 # Only of a matrix is dimension 0, along which shards are cut, the dimension of rows.
-                static["rows_means"] = pair if part and len(q.shape) == 2 else unsharded_pair
+                static["rows"] = part and len(q.shape) == 2
                 static |= {"beta3": betas[2], "rest3": 1.0 - betas[2], "eps2": eps[1]}
             if padded is not None:
                 static["stretch"] = padded[1]
             # Only rows of matrices take part in a mean with others.
             valid.append({"valid": ms.Tensor(padded[0])} if padded is not None and len(q.shape) == 2 else {})
             statics.append(static)
-        super().__init__(parameters, [_zero_state(tuple(q.shape)) for q in parameters], update, statics, _in_place)
+        states = [_zero_state(tuple(q.shape)) for q in parameters]
+        super().__init__(parameters, states, update, statics, _in_place, bundled=True)
         self._constants = valid
 
     def exchanged(self) -> list[int]:
         """Elements of each mean over the processes that one step asks for, in order."""
         sizes: list[int] = []
-        for index in (i for bundle in self._for_each.bundles for i in bundle):
-            shape = tuple(self.parameters[index].shape)
-            if self._parts[index]:
-                sizes += [shape[1] + 1, 1, shape[1] + 1] if len(shape) == 2 else [1]
+        for bundle in self._for_each.bundles:
+            if not self._parts[bundle[0]]:
+                continue
+            shapes = [tuple(self.parameters[index].shape) for index in bundle]
+            # Tensors of a bundle have equal settings, so they all are matrices or none is.
+            columns = [sum(shape[1] + 1 for shape in shapes)] if len(shapes[0]) == 2 else []
+            sizes += [*columns, len(shapes), *columns]
         return sizes
 
 

@@ -62,6 +62,8 @@ class ForEach:
         statics: keyword arguments of ``update`` for each tensor: hashable, compiled in.
         in_place: ``in_place([one, ...], *scalars, **static) -> [results, ...]``, the same for a bundle without a graph:
             the results are tensors of ``one`` with new values. None where it cannot; then ``update`` is compiled.
+        bundled: whether ``update`` takes all tensors of a bundle, a list, and returns the results of each behind those
+            of the one before: for what is exchanged between processes in one message.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class ForEach:
         types: Sequence[Hashable],
         statics: Sequence[dict[str, Any]],
         in_place: Callable | None = None,
+        *,
+        bundled: bool = False,
     ):
-        self.in_place = in_place
+        self.in_place, self._bundled = in_place, bundled
         self.statics = list(statics)
         keys = [
             (tuple(shape), kind, tuple(sorted(static.items(), key=lambda item: item[0])))
@@ -102,7 +106,9 @@ class ForEach:
                 p |= {f"{field}.{place}": _argument(tensor) for field, tensor in read(index).items()}
             fields = tuple(name.removesuffix(".0") for name in p if name.endswith(".0"))
             names = tuple(tuple(f"{field}.{place}" for field in fields) for place in range(len(indices)))
-            results = _compiled(self.update)(p, *scalars, fields=fields, names=names, **self.statics[indices[0]])
+            results = _compiled(self.update, self._bundled)(
+                p, *scalars, fields=fields, names=names, **self.statics[indices[0]]
+            )
             width = len(results) // len(indices)
             for place, index in enumerate(dict.fromkeys(indices)):
                 write(index, results[place * width : (place + 1) * width])
@@ -125,9 +131,22 @@ def _argument(tensor: ms.Tensor) -> ms.Tensor:
 
 
 @functools.cache
-def _compiled(update: Callable) -> Callable:
+def _compiled(update: Callable, bundled: bool) -> Callable:
     """One for all users of ``update``: its graphs serve every optimiser of a process."""
-    return ops.compiled(_over_bundle(update))
+    return ops.compiled(_at_once(update) if bundled else _over_bundle(update))
+
+
+def _at_once(update: Callable) -> Callable:
+    def at_once(p, *scalars, fields, names, **static):
+        ones = []
+        for group in names:
+            one = {}
+            for j in range(len(fields)):
+                one[fields[j]] = p[group[j]]
+            ones.append(one)
+        return update(ones, *scalars, **static)
+
+    return at_once
 
 
 def _over_bundle(update: Callable) -> Callable:

@@ -178,7 +178,7 @@ class Group:
             send: Any = _ops.Broadcast(self.ranks[root], self._name)
             return send((x,))[0]
         # MindSpore documents no CPU kernel for it; a sum with zeros is exact.
-        given = x if self.index == root else _ops.zeros_like(x)
+        given: Any = x if self.index == root else _ops.zeros_like(x)
         return self._raw["all_reduce"](given.astype(_sums_in(x.dtype))).astype(x.dtype)
 
     def to_next(self, x: ms.Tensor, purpose: str) -> ms.Tensor:

@@ -98,6 +98,10 @@ def case_counted() -> dict[str, Any]:
     found["all_to_all"] = group.all_to_all(x.reshape(group.size, 2, 3), "test").asnumpy()
     for root in range(group.size):
         found[f"broadcast/{root}"] = group.broadcast(x, "test", root).asnumpy()
+    found["next"] = group.to_next(x, "test").asnumpy()
+    for kind in KINDS[:3]:
+        found[f"started/{kind}"] = group.start(kind, x, "started").wait().asnumpy()
+    found["half"] = group.to_next(x.astype(ms.bfloat16), "half").astype(ms.float32).asnumpy()
     for kind, numbers in processes.traffic.table()["test"].items():
         found[f"count/{kind}"] = [numbers["calls"], numbers["bytes"]]
     group.wait()

@@ -24,6 +24,11 @@ def test_values_are_numpys(results):
             assert relative_error(got, expected(kind, ranks)[rank]) <= OPERATOR, kind
         for root in range(ranks):
             assert np.array_equal(found[f"broadcast/{root}"], inputs(root, ranks))
+        before = inputs((rank - 1) % ranks, ranks)
+        assert np.array_equal(found["next"], before)
+        assert np.abs(found["half"] - before).max() <= np.abs(before).max() / 256
+        for kind in KINDS[:3]:
+            assert np.array_equal(found[f"started/{kind}"], found[kind]), kind
 
 
 @pytest.mark.parametrize("mode", ["pynative", "graph"])
@@ -67,6 +72,7 @@ def test_calls_and_bytes_are_counted_by_the_real_collectives_cost(results):
         for kind in KINDS:
             assert found[f"count/{kind}"].tolist() == [1, sent_bytes(kind, size, ranks)], kind
         assert found["count/broadcast"].tolist() == [ranks, ranks * size]
+        assert found["count/next"].tolist() == [1, size]
 
 
 def test_groups_are_those_of_the_mesh(results):

@@ -39,7 +39,7 @@ def assert_curve_and_values(found: dict[str, np.ndarray], key: str, want: dict[s
 def assert_trains_as_one_process(runs: Results, layout: str, optimizer: str, method: str) -> None:
     """20 steps; whole parameters are the same bits on all ranks after each."""
     key = f"{layout}/{optimizer}/{method}"
-    for found in runs.of("train"):
+    for found in runs.of(f"train_{optimizer}"):
         assert len(found[f"{key}/agree"]) == cases.STEPS
         assert found[f"{key}/agree"].all()
         assert_curve_and_values(found, key, single(optimizer, method))
@@ -62,7 +62,7 @@ def assert_bytes_of_live_tensors(runs: Results, layout: str, method: str) -> Non
         2: [whole, part, 2 * part],
         3: [0, part, 2 * part],
     }
-    for found in runs.of("train"):
+    for found in runs.of("train_adamw"):
         assert np.array_equal(found[f"{layout}/adamw/{method}/held"], expected[stage])
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from core import ops
-from core.optim.came import CAME, unsharded, unsharded_pair, update
+from core.optim.came import CAME, unsharded, update
 from tests.core.optim.helpers import arrays, came, everything, parameters, run
 from tests.tolerances import OPERATOR, relative_error
 
@@ -151,7 +151,7 @@ def _sharded(shape, count, exchange):
         exchange.known = []
         results = exchange.run(
             [
-                lambda p=p, g=g: update({**p, "gradient": ms.Tensor(g.astype(np.float32))}, factor, lr, **static)
+                lambda p=p, g=g: update([{**p, "gradient": ms.Tensor(g.astype(np.float32))}], factor, lr, **static)
                 for p, g in zip(held, gradients, strict=True)
             ]
         )
@@ -211,7 +211,8 @@ def test_which_parameters_exchange_in_both_modes():
     for name, value in results[0].items():
         np.testing.assert_allclose(results[1][name], value, rtol=1e-5, atol=1e-7)
     statics = optimizer._for_each.statics
-    assert [s["rows_means"] is unsharded_pair for s in statics] == [False, True, True]
+    assert [s["rows"] for s in statics] == [True, False, False]
+    assert [s["sharded"] for s in statics] == [True, False, True]
     assert [s["shards_mean"] for s in statics] == [halved, unsharded, halved]
     whole = came(parameters(values))
     run(whole, range(2))
@@ -243,3 +244,28 @@ def test_what_a_large_eps_does():
     ratios = {eps: np.divide(moved[eps, 1e-5], moved[eps, 1e-6]) for eps in (1e-30, 1e-8)}
     np.testing.assert_allclose(ratios[1e-30], [1, 1], rtol=1e-3)
     np.testing.assert_allclose(ratios[1e-8], [1, 10], rtol=0.1)  # the residual normalises matrices once more
+
+
+def test_tensors_of_a_bundle_share_their_messages_and_keep_their_bits():
+    """Three matrices and two vectors: three messages and one; as many numbers as one by one, and the same bits."""
+    shapes = [(6, 4), (6, 4), (6, 4), (5,), (5,)]
+    asked: list[int] = []
+
+    def noted(mean):
+        asked.append(mean.size)
+        return 0.5 * mean
+
+    values, gradients = arrays(0, shapes), arrays(1, shapes)
+    moved = {}
+    for mode in ("pynative", "graph"):
+        ops.configure(mode=mode)
+        together = came(parameters(values), sharded=[True] * 5, shards_mean=noted if mode == "pynative" else halved)
+        together.step([ms.Tensor(g) for g in gradients], 0.01)
+        moved[mode] = [q.asnumpy() for q in together.parameters]
+    assert asked == together.exchanged() == [15, 3, 15, 2]
+    ops.configure(mode="pynative")
+    for index, (value, gradient) in enumerate(zip(values, gradients, strict=True)):
+        lone = came(parameters([value]), sharded=[True], shards_mean=halved)
+        lone.step([ms.Tensor(gradient)], 0.01)
+        np.testing.assert_array_equal(moved["pynative"][index], lone.parameters[0].asnumpy())
+        np.testing.assert_allclose(moved["graph"][index], moved["pynative"][index], rtol=1e-5, atol=1e-7)

@@ -74,6 +74,7 @@ def test_bytes_by_hand():
         "all_gather": 3000,
         "all_to_all": 750,
         "broadcast": 1000,
+        "next": 1000,
     }
     assert {kind: sent_bytes(kind, 1000, 4) for kind in expected} == expected
     assert not any(sent_bytes(kind, 1000, 1) for kind in expected)
