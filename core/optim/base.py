@@ -113,7 +113,7 @@ class Optimizer:
         if index in self.masters:
             self.masters[index] = value
             value = value.astype(parameter.dtype)
-        parameter.set_data(value)
+        parameter.copy_(value)  # in place: what still refers to the old values would keep a second copy of all of them
         self.states[index] = dict(zip(self.states[index], results[1:], strict=True))
 
     def _named(self) -> State:
