@@ -121,6 +121,15 @@ def measure(names: Iterable[str], stored: dict[str, Any], *, timed: bool) -> dic
     return stored
 
 
+def current(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows whose job is still what the case asks for; another job's row would be a number of another case."""
+    return {
+        group: {case: rows[case] for case, job in wanted.items() if case in rows and rows[case]["job"] == job}
+        for group, wanted in cases().items()
+        if (rows := stored.get(group))
+    }
+
+
 def spread(values: Sequence[float]) -> float:
     """The largest deviation from the middle between smallest and largest, as a share of it."""
     middle = (min(values) + max(values)) / 2
@@ -193,6 +202,8 @@ def _note(row: Mapping[str, Any]) -> str:
 
 
 def _summary(group: str, rows: Mapping[str, Any]) -> str:
+    if not rows:
+        return "not measured"
     if group.startswith("flat"):
         peaks, works = ([f(row) for row in rows.values()] for f in (lambda row: row["peak"], work))
         return f"peak within {100 * spread(peaks):.1f} %, bytes above loaded within {100 * spread(works):.1f} %"
@@ -221,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.stored:
         old = kept if options.missing else {g: rows for g, rows in kept.items() if g not in options.groups}
         kept = measure(options.groups, old, timed=options.timed)
-    stored = {group: kept[group] for group in cases() if group in kept}
+    stored = current(kept)
     text = table(stored)
     if options.json:
         write_text(options.json, json.dumps(stored, indent=1) + "\n")

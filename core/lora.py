@@ -77,7 +77,7 @@ class LoRA:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Float32 copies of ``parameters`` by name."""
-        return {name: parameter.asnumpy() for name, parameter in self._adapter.parameters.items()}
+        return {name: parameter.asnumpy().copy() for name, parameter in self._adapter.parameters.items()}
 
     def assign(self, values: Mapping[str, np.ndarray]) -> None:
         """Sets parameters by name."""

@@ -12,6 +12,7 @@ from mindspore import nn
 from mindspore.common.initializer import Initializer
 
 from core import ops
+from core.compiling import runtime
 from core.params import ParamSpec, ParamTable
 
 
@@ -181,7 +182,7 @@ class Model(nn.Cell):
             return (full if rule is None else rule(full)).astype(self.compute_dtype)
         # Types and names are looked up: to ask a parameter waits until all pending work is done (MindSpore 2.10).
         if rule is None and self._types.get(name, self.param_dtype) == self.compute_dtype:
-            return parameter.view(parameter.shape)
+            return parameter if runtime.mode == "pynative" else parameter.view(parameter.shape)
         return (parameter if rule is None else rule(parameter)).astype(self.compute_dtype)
 
 

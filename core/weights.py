@@ -208,7 +208,7 @@ def parameter_array(model: Model, name: str) -> np.ndarray:
     storage = model.storage
     if isinstance(storage, OnDisk) and storage.keeps(name):
         return storage.full([name])[0].asnumpy()
-    return model.parameters_dict()[name].astype(ms.float32).asnumpy()
+    return model.parameters_dict()[name].astype(ms.float32).asnumpy().copy()  # updates write in place
 
 
 def _save(

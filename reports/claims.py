@@ -21,12 +21,13 @@ from core.files import write_text
 from reports import paired
 from reports.claims_scan import Marked, marked, replaced, unbound
 from reports.claims_source import Rendered, Sources
+from reports.claims_stored import stored_table
 
 LEDGER = Path("reports") / "claims.yaml"
 STRICT = ("README.md",)
 # What happened on a day stays as it was written.
 HISTORY = ("docs/log.md",)
-TABLES = {"paired": paired.claimed_table}
+TABLES = {"paired": paired.claimed_table, "stored": stored_table}
 GOOD = ("verified", "not measured")
 
 

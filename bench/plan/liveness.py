@@ -30,16 +30,13 @@ OURS: Rows = (
     ("feed-forward hidden after GELU", FF, None),
     ("feed-forward output, for the gate's gradient", 1, None),
 )
-# What PyNative on the CPU keeps beside those: heads are views of what the linear layers give, and our kernels'
-# gradients hold the kernels' results.
+# What PyNative on the CPU keeps beside those: heads are views of what the linear layers give, and the gradients of our
+# kernels hold their results.
 CPU_MORE: Rows = (
     ("q, k and v as the linear layers give them", 3, None),
     ("q and k after their norms", 2, None),
     ("q times the scale", 1, None),
 )
-# Where blocks that keep everything follow one another, the pool does not fill again what a feed-forward leaves. Read
-# off one measured case (docs/design/016).
-CPU_LEFT: Rows = (("left by the feed-forward in the pool", 2 * FF, None),)
 # diffusers' CogVideoXBlock (and mindone's copy): norms in the activations' type, the input of norm1 is the block's.
 DIFFUSERS: Rows = (
     ("norm1 before scale and shift", 1, None),
@@ -97,8 +94,7 @@ def kept_between_passes(work: Training, index: int) -> int:
     """Bytes that block ``index`` keeps from the forward to the backward pass, its input included."""
     tokens, width = work.batch * work.local_tokens, work.config.inner_dim
     if work.recompute == "none" or index % work.recompute_every:
-        left = rows_bytes(CPU_LEFT, tokens=tokens, width=width, itemsize=work.computed) if work.code == "cpu" else 0
-        return tokens * width * work.computed + saved_bytes(work) + left
+        return tokens * width * work.computed + saved_bytes(work)
     device = "CPU" if work.code == "cpu" else "Ascend"
     return kept_bytes(
         work.config, work.recompute, batch=work.batch, tokens=work.local_tokens, itemsize=work.computed, device=device

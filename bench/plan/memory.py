@@ -118,9 +118,6 @@ def training_phases(work: Training, *, reserve: int = 0, resident: dict[str, int
     waiting = trained * _sum_bytes(work) if work.accumulation > 1 else 0  # the sum so far
     kept = [_kept(work, index) for index in range(count)]
     communication = _communication(work)
-    if work.code == "cpu":
-        # The last step's graph still holds views of the parameters, and set_data gives them new storage on the CPU.
-        held["previous parameters"] = elements(work.trained) * item
     phases = []
     for name, index in (("backward, last block", count - 1), ("backward, first block", 0)):
         done = outer + per_block * (count - 1 - index)

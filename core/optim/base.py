@@ -117,7 +117,7 @@ class Optimizer:
             self.masters[index] = value
             value = value.astype(parameter.dtype)
         if value is not parameter:
-            parameter.set_data(value)
+            parameter.copy_(value)  # or what still refers to the old values would keep a second copy of all of them
         self.states[index] = dict(zip(self.states[index], results[1:], strict=True))
 
     def _named(self) -> State:

@@ -75,7 +75,7 @@ class EMA:
         The bits wait in host memory, so the device needs none; they come back after an exception, too.
         """
         assert not self._swapped, "the parameters hold the averages already"
-        # A copy: asnumpy may share memory, and set_data may write there (on the CPU it takes new memory).
+        # A copy: asnumpy may share memory, and updates write there.
         own = [parameter.asnumpy().copy() for parameter in self.parameters]
         self._swapped = True
         try:

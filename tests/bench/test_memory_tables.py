@@ -41,7 +41,7 @@ def limits(found: int | None, fails: int | None) -> dict[str, Any]:
     """A plan of 20 MiB a sample beside 24 MiB of any step: 50 samples fit into a block of 1024 MiB."""
     peaks = {str(n): 20 * n * MIB for n in range(10, 101)}
     row = {"cap": 1000 * MIB, "predicted": 50, "found": found, "fails": fails, "probes": [[50, "ok"], [60, "oom"]]}
-    return {"asked": 600 * MIB, "own": 24 * MIB, "peaks": peaks, **row}
+    return {"asked": 600 * MIB, "beside": 3 * MIB, "own": 24 * MIB, "peaks": peaks, **row}
 
 
 def test_prediction_by_hand() -> None:
