@@ -287,3 +287,15 @@ def test_handing_out_a_block_asks_no_parameter(monkeypatch):
     for name in ("param_info", "dtype", "name", "requires_grad"):
         monkeypatch.setattr(ms.Parameter, name, property(waits))
     assert model.block("transformer_blocks.0")
+
+
+def test_pynative_gets_the_parameter_and_a_graph_a_view_of_it():
+    model = CogVideoXTransformer3DModel(CONFIG).initialize(0)
+    own = model.parameters_dict()["transformer_blocks.0.attn1.to_q.weight"]
+    ops.configure(mode="pynative")
+    assert model.block("transformer_blocks.0")["attn1.to_q.weight"] is own
+    ops.configure(mode="graph")
+    view = model.block("transformer_blocks.0")["attn1.to_q.weight"]
+    assert view is not own
+    assert not isinstance(view, ms.Parameter)
+    assert np.array_equal(view.asnumpy(), own.asnumpy())

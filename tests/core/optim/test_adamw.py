@@ -254,3 +254,16 @@ def test_the_factor_is_applied_in_fp32():
     optimizer = adamw(parameters([np.zeros(4, np.float32)], ms.float16))
     optimizer.step([ms.Tensor(np.full(4, 1000, np.float16))], 1e-2, 1e-8)
     assert np.allclose(optimizer.state()["m.w0"], 1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [adamw, came])
+def test_an_update_is_in_place(make):
+    """What else refers to a parameter's memory sees the new values: there is no second copy of the old ones."""
+    both = parameters([np.full((3, 4), 2.0, np.float32), np.full(5, 2.0, np.float32)])
+    shared = [q.asnumpy() for q in both]
+    before = [array.copy() for array in shared]
+    optimizer = make(both)
+    optimizer.step([ms.Tensor(np.ones(q.shape, np.float32)) for q in both], 0.01)
+    for q, array, old in zip(both, shared, before, strict=True):
+        assert np.array_equal(q.asnumpy(), array)
+        assert not np.array_equal(array, old)
