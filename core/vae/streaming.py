@@ -30,6 +30,8 @@ def decode_pieces(
 ) -> Iterator[np.ndarray]:
     """Unscaled latents ``[C, t, h, w]`` -> pixels ``[3, 8 or 9 (or 1), H, W]`` around [-1, 1], in order.
 
+    Where there are several tiles, pieces are single frames: whoever asks for the next one still holds the last.
+
     ``folder``: where the unnamed file of finished tiles lies (4 bytes a pixel and channel); None: the system's own.
 
     Raises:
@@ -51,7 +53,7 @@ def decode_pieces(
     frames = chunks.decoded_frames(latents.shape[1], int(vae.config.temporal_compression_ratio))
     shape = (frames, vae.config.out_channels, plan.rows.size * ratio, plan.cols.size * ratio)
     if vae.tiles_are_shared:
-        yield from _gathered_pieces(vae, latents, tiling, spans)
+        yield from _gathered_pieces(vae, latents, tiling)
         return
     with Canvas(shape, folder) as canvas:
         for group in plan.groups(_at_once(tiling)):
@@ -61,11 +63,8 @@ def decode_pieces(
                 part = np.concatenate([_cut(latents[:, first:last], tile)[None] for tile in group])
                 y, cache = vae.decode_chunk(_tensor(part), cache)
                 start = _add(canvas, start, group, plan, ratio, y)
-        start = 0
-        for first, last in spans:
-            count = chunks.decoded_frames(last - first, int(vae.config.temporal_compression_ratio))
-            yield canvas.read(start, count)
-            start += count
+        for frame in range(frames):
+            yield canvas.read(frame, 1)
 
 
 def _decoded_over_time(
@@ -74,7 +73,7 @@ def _decoded_over_time(
     """The pieces of a clip whose chunks several processes decode: on each, one at a time, in order.
 
     Without tiles a wave of chunks is decoded, handed out, then the next. With tiles each process has a file of the
-    frames of its own chunks.
+    frames of its own chunks, and they are handed out one by one. Pieces are those of one process: digests see them.
     """
     step, near, ratio = vae.passes[1], vae.neighbours, vae.config.spatial_compression_ratio
     spans = chunks.latent_chunks(latents.shape[1])
@@ -101,9 +100,9 @@ def _decoded_over_time(
             for wave, y in decoded(group):
                 if y is not None:
                     _add(canvas, starts[wave[near.index]], group, plan, ratio, y)
-        for k, (channels, frames) in enumerate(results):
-            mine = _tensor(canvas.read(starts[k], frames)) if k in starts else None
-            yield near.published(mine, k, (channels, frames, *size), ms.float32).asnumpy()
+        for k, frame in ((k, frame) for k, (_, frames) in enumerate(results) for frame in range(frames)):
+            mine = _tensor(canvas.read(starts[k] + frame, 1)) if k in starts else None
+            yield near.published(mine, k, (results[k][0], 1, *size), ms.float32).asnumpy()
 
 
 def _add(canvas: Canvas, start: int, group: list[Tile], plan: TilePlan, ratio: int, y: ms.Tensor) -> int:
@@ -114,16 +113,11 @@ def _add(canvas: Canvas, start: int, group: list[Tile], plan: TilePlan, ratio: i
     return start + made.shape[2]
 
 
-def _gathered_pieces(
-    vae: Any, latents: np.ndarray, tiling: TilingConfig | None, spans: list[tuple[int, int]]
-) -> Iterator[np.ndarray]:
+def _gathered_pieces(vae: Any, latents: np.ndarray, tiling: TilingConfig | None) -> Iterator[np.ndarray]:
     """The pieces of a clip whose tiles several processes decode: each of them holds the whole clip."""
     pixels = vae.decode(_tensor(latents[None]), tiling).astype(ms.float32).asnumpy()[0]
-    start = 0
-    for first, last in spans:
-        count = chunks.decoded_frames(last - first, int(vae.config.temporal_compression_ratio))
-        yield pixels[:, start : start + count]
-        start += count
+    for frame in range(pixels.shape[1]):
+        yield pixels[:, frame : frame + 1]
 
 
 def encode_pieces(
