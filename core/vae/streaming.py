@@ -74,7 +74,7 @@ def _decoded_over_time(
     """The pieces of a clip whose chunks several processes decode: on each, one at a time, in order.
 
     Without tiles a wave of chunks is decoded, handed out, then the next. With tiles each process has a file of the
-    frames of its own chunks.
+    frames of its own chunks, and they are handed out one by one. Pieces are those of one process: digests see them.
     """
     step, near, ratio = vae.passes[1], vae.neighbours, vae.config.spatial_compression_ratio
     spans = chunks.latent_chunks(latents.shape[1])
@@ -101,9 +101,9 @@ def _decoded_over_time(
             for wave, y in decoded(group):
                 if y is not None:
                     _add(canvas, starts[wave[near.index]], group, plan, ratio, y)
-        for k, (channels, frames) in enumerate(results):
-            mine = _tensor(canvas.read(starts[k], frames)) if k in starts else None
-            yield near.published(mine, k, (channels, frames, *size), ms.float32).asnumpy()
+        for k, frame in ((k, frame) for k, (_, frames) in enumerate(results) for frame in range(frames)):
+            mine = _tensor(canvas.read(starts[k] + frame, 1)) if k in starts else None
+            yield near.published(mine, k, (results[k][0], 1, *size), ms.float32).asnumpy()
 
 
 def _add(canvas: Canvas, start: int, group: list[Tile], plan: TilePlan, ratio: int, y: ms.Tensor) -> int:

@@ -54,13 +54,9 @@ def test_tiles_dealt_to_ranks_are_those_of_one_process(tiles_of_ranks, name):
 def test_chunks_dealt_to_ranks_have_the_bits_of_one_process(of_ranks, name):
     clip = CLIPS[name]
     assert len(latent_chunks(clip.latent_frames)) == len(sample_chunks(clip.frames)) == clip.chunks
+    kinds = {"two": ["decode", "moments"], "tiled": ["decode"]}.get(name, [])
     for rank in of_ranks.of("time"):
-        for kind in (
-            "stream",
-            "encode",
-            *(["decode"] if name != "five" else []),
-            *(["moments"] if name == "two" else []),
-        ):
+        for kind in ("stream", "pieces", "encode", *kinds):
             np.testing.assert_array_equal(rank[f"{kind}.shared.{name}"], rank[f"{kind}.alone.{name}"])
 
 

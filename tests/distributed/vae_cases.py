@@ -99,7 +99,9 @@ def case_time():
         for how, near in (("alone", None), ("shared", neighbours(group))):
             vae.share_time(near)
             processes.traffic.reset()
-            arrays[f"stream.{how}.{name}"] = np.concatenate(list(decode_pieces(vae, latents, tiling)), 1)
+            pieces = list(decode_pieces(vae, latents, tiling))
+            arrays[f"stream.{how}.{name}"] = np.concatenate(pieces, 1)
+            arrays[f"pieces.{how}.{name}"] = [piece.shape[1] for piece in pieces]
             arrays |= _sent(processes.traffic, f"sent.decoder.{name}")
             processes.traffic.reset()
             found = encode_pieces(vae, _pieces_of(video), clip.frames, (8 * clip.height, 8 * WIDTH), tiling)
