@@ -109,9 +109,9 @@ def test_cached_frames_of_a_stream_lie_apart(folder: Path) -> None:
 
 def test_what_lies_apart_goes_with_its_tensor() -> None:
     given = ms.Tensor(np.random.default_rng(2).standard_normal(2**24).astype(np.float32))
-    before = resident_bytes()
+    before = resident_bytes() or 0
     copies = [ops.apart(given) for _ in range(4)]
-    assert resident_bytes() - before > 3.9 * 2**26
+    assert (resident_bytes() or 0) - before > 3.9 * 2**26
     np.testing.assert_array_equal(copies[3].asnumpy(), given.asnumpy())
     del copies
-    assert resident_bytes() - before < 2**25
+    assert 0 < (resident_bytes() or 0) < before + 2**25
