@@ -132,6 +132,8 @@ def test_a_resnet_has_the_bits_of_one_from_operators(monkeypatch, shortcut):
     monkeypatch.setattr(blocks, "fuses", lambda x: False)
     expected = blocks.resnet(p, x, None, *caches, groups=2, eps=1e-6)
     for one, other in zip(ours, expected, strict=True):
+        assert one is not None
+        assert other is not None
         np.testing.assert_array_equal(one.asnumpy(), other.asnumpy())
 
 
