@@ -49,8 +49,9 @@ def run_ranks(module: str, ranks: int, folder: Path, *arguments: str, timeout: f
         f"--log_dir={folder / 'logs'}", "--join=True", "--cluster_time_out=120",
         str(ROOT / "tests" / "distributed" / "worker.py"), module, str(folder), *arguments,
     ]  # fmt: skip
-    # Threads of several processes on few cores spin against each other.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOG_v": "3"}
+    # msrun calls its workers' interpreter "python". Threads of several processes on few cores spin against each other.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOG_v": "3"}
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
