@@ -11,6 +11,8 @@ _LABELS = ("name", "description", "extends", "output")
 _LIMITS = ("timeout_s", "repeats", "measure_peak")
 # Where a training run begins: a resumed one has the bits of one that was never interrupted.
 _BEGINNING = ("resume",)
+# Younger than accepted baselines, which their defaults must not change.
+_YOUNGER = (("vae", "parallel", "auto"), ("data", "memory_mib", 0))
 
 
 def _essence(data: dict[str, Any], *, keep_name: bool = False) -> dict[str, Any]:
@@ -19,10 +21,10 @@ def _essence(data: dict[str, Any], *, keep_name: bool = False) -> dict[str, Any]
     for section, ignored in (("runtime", _LIMITS), ("train", _BEGINNING)):
         if isinstance(kept.get(section), dict):
             kept[section] = {key: value for key, value in kept[section].items() if key not in ignored}
-    vae = kept.get("vae")
-    if isinstance(vae, dict) and vae.get("parallel") == "auto":
-        # Younger than accepted baselines, which its default must not change.
-        kept["vae"] = {key: value for key, value in vae.items() if key != "parallel"}
+    for section, key, default in _YOUNGER:
+        given = kept.get(section)
+        if isinstance(given, dict) and given.get(key) == default:
+            kept[section] = {name: value for name, value in given.items() if name != key}
     if isinstance(kept.get("stages"), list):
         # A stage's name is referred to by "@name", so it is part of the experiment.
         kept["stages"] = [_essence(stage, keep_name=True) for stage in kept["stages"]]
@@ -33,8 +35,8 @@ def digest(data: dict[str, Any]) -> str:
     """sha256 (hex) of the effective recipe as canonical JSON.
 
     Without name, description, output folder, timeout, number of repeats, ``measure_peak`` and ``train.resume``;
-    defaults are included (but ``vae.parallel: auto``), so spelling a default changes nothing. Stage names of a
-    pipeline count.
+    defaults are included (but those of ``_YOUNGER``), so spelling a default changes nothing. Stage names of a pipeline
+    count.
     """
     text = json.dumps(_essence(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from recipes.digest import digest
 from recipes.load import from_dict, load_recipe
 from recipes.render import render, scalar
-from tests.recipes.helpers import MINIMAL, VALUES, assign, load_text, recipe_data, write
+from tests.recipes.helpers import MINIMAL, VALUES, assign, load_text, minimal, recipe_data, write
 from tests.recipes.test_pipeline import PIPELINE
 
 relaxed = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -134,6 +134,14 @@ def test_how_the_vae_is_shared_counts_unless_it_is_as_it_was_before() -> None:
     del older["vae"]["parallel"]
     assert digest(effective(data)) == digest(older)
     assert digest(effective(data | {"vae": {"parallel": "time"}})) != digest(older)
+
+
+def test_files_kept_in_memory_count_unless_there_are_none() -> None:
+    recipe = minimal("train")
+    older = effective(recipe)
+    del older["data"]["memory_mib"]
+    assert digest(effective(recipe)) == digest(older)
+    assert digest(effective(recipe | {"data": recipe["data"] | {"memory_mib": 1}})) != digest(older)
 
 
 def test_the_digest_is_the_same_in_every_version(tmp_path: Path) -> None:
