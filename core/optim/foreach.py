@@ -99,7 +99,7 @@ class ForEach:
         Reads and writes alternate bundle by bundle, so no more than one bundle exists twice.
         """
         for indices in self.bundles:
-            if self.in_place is not None and self._at_once(indices, read, write, scalars):
+            if self.in_place is not None and self._try_in_place(indices, read, write, scalars):
                 continue
             p = {}
             for place, index in enumerate(indices):
@@ -113,7 +113,7 @@ class ForEach:
             for place, index in enumerate(dict.fromkeys(indices)):
                 write(index, results[place * width : (place + 1) * width])
 
-    def _at_once(self, indices: list[int], read: Callable, write: Callable, scalars: Sequence[ms.Tensor]) -> bool:
+    def _try_in_place(self, indices: list[int], read: Callable, write: Callable, scalars: Sequence[ms.Tensor]) -> bool:
         """Whether ``in_place`` did it."""
         assert self.in_place is not None
         own = list(dict.fromkeys(indices))
@@ -133,11 +133,11 @@ def _argument(tensor: ms.Tensor) -> ms.Tensor:
 @functools.cache
 def _compiled(update: Callable, bundled: bool) -> Callable:
     """One for all users of ``update``: its graphs serve every optimiser of a process."""
-    return ops.compiled(_at_once(update) if bundled else _over_bundle(update))
+    return ops.compiled(_side_by_side(update) if bundled else _over_bundle(update))
 
 
-def _at_once(update: Callable) -> Callable:
-    def at_once(p, *scalars, fields, names, **static):
+def _side_by_side(update: Callable) -> Callable:
+    def side_by_side(p, *scalars, fields, names, **static):
         ones = []
         for group in names:
             one = {}
@@ -146,7 +146,7 @@ def _at_once(update: Callable) -> Callable:
             ones.append(one)
         return update(ones, *scalars, **static)
 
-    return at_once
+    return side_by_side
 
 
 def _over_bundle(update: Callable) -> Callable:
