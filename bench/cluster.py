@@ -116,8 +116,11 @@ def rank_events(run_dir: Path, rank: int) -> Path:
     return run_dir / FOLDER / f"events_{rank}.jsonl"
 
 
-def msrun_command(cluster: Cluster, run_dir: Path) -> list[str]:
-    """The command that starts this machine's ranks (and on node 0 the scheduler) of the job in ``run_dir``."""
+def msrun_command(cluster: Cluster, run_dir: Path, module: str = "bench.child") -> list[str]:
+    """The command that starts this machine's ranks (and on node 0 the scheduler) of the job in ``run_dir``.
+
+    ``module``: what each of them runs; it is given ``run_dir``.
+    """
     timeout = _ONE_NODE_SECONDS if cluster.nodes == 1 else _NODES_SECONDS
     options = {
         "worker_num": cluster.workers,
@@ -132,4 +135,4 @@ def msrun_command(cluster: Cluster, run_dir: Path) -> list[str]:
         "tail_worker_log": cluster.workers,
     }
     given = [f"--{name}={value}" for name, value in options.items()]
-    return [sys.executable, "-m", "bench.msrun", *given, "python", "-m", "bench.child", str(run_dir.absolute())]
+    return [sys.executable, "-m", "bench.msrun", *given, "python", "-m", module, str(run_dir.absolute())]

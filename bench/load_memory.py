@@ -4,7 +4,8 @@ Writes fp32 shards of a preset's transformer with random numbers, tensor by tens
 with ``core.weights`` in a process of its own, saves them again, and deletes everything. Bound of the loading: the model
 in the type it is kept in, the largest tensor in fp32, and ``ALLOWANCE``. Exit code 1 where it is exceeded.
 
-The default is the 5B: 22 GB on the disk and 11 GB in memory. ``--preset tiny-1.5`` tries the command.
+The default is the 5B: 22 GB on the disk and 11 GB in memory; its marks are stored and shown again by ``--stored``.
+``--preset tiny-1.5`` tries the command.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ from typing import Any
 import numpy as np
 
 from bench.child_env import full_environment
-from bench.codes import MISMATCH, PASS
+from bench.measured_table import finish
 from core.checkpoint import write_checkpoint, write_config
 from core.configs import TransformerConfig
 from core.errors import UserError
+from core.files import write_text
 from core.params import ParamTable
 from core.presets import PRESETS
 from core.transformer.parameters import parameter_table
 
 ROOT = Path(__file__).resolve().parents[1]
+STORED = ROOT / "bench" / "load_memory.json"
+DEFAULT = ("5b", "bf16")
 STEM = "diffusion_pytorch_model"
 ALLOWANCE = 64 * 2**20  # Python's and MindSpore's own, while they work, and a small model's pieces
 SHARD = 2_000_000_000
@@ -89,13 +93,19 @@ def verdict(marks: dict[str, Any], limits: dict[str, int]) -> list[str]:
     return [f"loading held {grown / 2**30:.2f} GiB above the empty process, allowed are {limits['bound'] / 2**30:.2f}"]
 
 
-def table(preset: str, dtype: str, written: int, limits: dict[str, int], marks: dict[str, Any]) -> str:
+def limits_of(stored: dict[str, Any]) -> dict[str, int]:
+    """``bounds`` of a stored measurement."""
+    parameters = parameter_table(PRESETS[stored["preset"]].transformer)
+    return bounds(parameters, 4 if stored["dtype"] == "fp32" else 2)
+
+
+def table(stored: dict[str, Any]) -> str:
     """Markdown."""
-    gib = 2**30
+    gib, marks, limits = 2**30, stored["marks"], limits_of(stored)
     rows = [
         ("parameters", f"{limits['parameters'] / 1e9:.3f} billion"),
-        ("fp32 shards on the disk", f"{written / gib:.2f} GiB"),
-        (f"model in {dtype}", f"{limits['model'] / gib:.2f} GiB"),
+        ("fp32 shards on the disk", f"{stored['written'] / gib:.2f} GiB"),
+        (f"model in {stored['dtype']}", f"{limits['model'] / gib:.2f} GiB"),
         ("largest tensor in fp32", f"{limits['largest'] / gib:.3f} GiB"),
         ("empty process", f"{marks['empty'] / gib:.2f} GiB"),
         ("peak while loading", f"{marks['loading'] / gib:.2f} GiB"),
@@ -104,38 +114,46 @@ def table(preset: str, dtype: str, written: int, limits: dict[str, int], marks: 
     ]
     if marks.get("saving"):
         rows.append(("peak while saving", f"{marks['saving'] / gib:.2f} GiB"))
-    head = [f"| {preset}, fp32 to {dtype} | |", "|---|---:|"]
+    head = [f"| {stored['preset']}, fp32 to {stored['dtype']} | |", "|---|---:|"]
     return "\n".join(head + [f"| {name} | {value} |" for name, value in rows])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.load_memory", description=__doc__)
-    parser.add_argument("--preset", default="5b", choices=sorted(PRESETS))
-    parser.add_argument("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"), help="type the model is kept in")
+    parser.add_argument("--preset", default=DEFAULT[0], choices=sorted(PRESETS))
+    parser.add_argument(
+        "--dtype", default=DEFAULT[1], choices=("bf16", "fp16", "fp32"), help="type the model is kept in"
+    )
     parser.add_argument("--folder", type=Path, help="where the files lie while it runs (default: the system's own)")
+    parser.add_argument("--stored", action="store_true", help="show the stored measurement, run nothing")
     parser.add_argument("--doc", type=Path, help="rewrite the table between the markers of this file")
     options = parser.parse_args(arguments)
-    sizes = parameter_table(PRESETS[options.preset].transformer)
-    limits = bounds(sizes, 4 if options.dtype == "fp32" else 2)
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+    if options.stored:
+        stored = json.loads(STORED.read_text(encoding="utf-8"))
+    else:
+        stored = _whole(options.preset, options.dtype, options.folder)
+        if (options.preset, options.dtype) == DEFAULT:
+            write_text(STORED, json.dumps(stored, indent=1) + "\n")
+    return finish(table(stored), options.doc, "load-memory", verdict(stored["marks"], limits_of(stored)))
+
+
+def _whole(preset: str, dtype: str, where: Path | None) -> dict[str, Any]:
+    """Writes, loads, saves, deletes.
+
+    Raises:
+        UserError: the disk is too small.
+    """
+    limits = limits_of({"preset": preset, "dtype": dtype})
+    with tempfile.TemporaryDirectory(dir=where) as name:
         need, free = 4 * limits["parameters"] + limits["model"], shutil.disk_usage(name).free
         if free < 1.1 * need:
             raise UserError(f"--folder: got {free / 1e9:.0f} GB free, need {1.1 * need / 1e9:.0f}; name another folder")
         folder = Path(name, "transformer")
         folder.mkdir()
-        written = generate(PRESETS[options.preset].transformer, folder)
-        marks = measure(folder, options.dtype, Path(name, "saved"))
-    text = table(options.preset, options.dtype, written, limits, marks)
-    print(text)
-    if options.doc:
-        from bench.operators import write_between_markers  # noqa: PLC0415
-
-        write_between_markers(options.doc, text, "load-memory")
-    problems = verdict(marks, limits)
-    for line in problems:
-        print(f"error: {line}", file=sys.stderr)
-    return MISMATCH if problems else PASS
+        written = generate(PRESETS[preset].transformer, folder)
+        marks = measure(folder, dtype, Path(name, "saved"))
+    return {"preset": preset, "dtype": dtype, "written": written, "marks": marks}
 
 
 if __name__ == "__main__":

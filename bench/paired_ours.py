@@ -94,7 +94,7 @@ def _transformer(recipe: Any, folder: Path) -> Call:
 
 
 def _train(recipe: Any, folder: Path) -> Call:
-    from bench.tasks.train_setup import make_optimizer  # noqa: PLC0415
+    from bench.tasks.train_setup import make_in_backward, make_optimizer  # noqa: PLC0415
     from core import weights  # noqa: PLC0415
     from core.lora import load_lora  # noqa: PLC0415
     from core.parallel.collectives import alone  # noqa: PLC0415
@@ -108,9 +108,10 @@ def _train(recipe: Any, folder: Path) -> Call:
         parameters = model.trainable_params()
     model.recompute(recipe.train.recompute)
     zero = Zero(model, list(parameters), alone().world, 0)
+    optimizer = make_optimizer(recipe, zero)
     step = TrainStep(
-        model, weights.load_scheduler(folder, "ddim"), make_optimizer(recipe, zero),
-        max_grad_norm=recipe.train.max_grad_norm, seed=recipe.seed, zero=zero,
+        model, weights.load_scheduler(folder, "ddim"), optimizer, max_grad_norm=recipe.train.max_grad_norm,
+        seed=recipe.seed, zero=zero, in_backward=make_in_backward(recipe, model, zero, optimizer),
     )  # fmt: skip
     given, samples = paired_inputs.inputs(recipe), list(range(recipe.batch_size))
     batch = Batch(latents=given["latents"], text=given["text"], samples=samples, files=[str(s) for s in samples])

@@ -80,6 +80,8 @@ def _train(recipe: Any, folder: Path) -> Call:
         model.enable_gradient_checkpointing()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = _optimizer(recipe.optimizer, parameters)
+    if recipe.train.optimizer_in_backward:
+        _update_in_backward(recipe.optimizer, parameters)
     schedule: Any = CogVideoXDDIMScheduler.from_pretrained(folder / "scheduler")
     given, rotary = _tensors(recipe), _rotary(model, recipe)
     latents = given["latents"]
@@ -94,12 +96,25 @@ def _train(recipe: Any, folder: Path) -> Call:
         )[0]  # fmt: skip
         loss = torch.nn.functional.mse_loss(output, velocity)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.train.max_grad_norm)
-        optimizer.step()
+        if recipe.train.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, recipe.train.max_grad_norm)
+        optimizer.step()  # of parameters that have a gradient left
         optimizer.zero_grad()
         return loss.item()
 
     return call
+
+
+def _update_in_backward(section: Any, parameters: list[Any]) -> None:
+    """Each parameter by an optimiser of its own, from a hook; its gradient is gone then."""
+    own = {parameter: _optimizer(section, [parameter]) for parameter in parameters}
+
+    def arrived(parameter: Any) -> None:
+        own[parameter].step()
+        own[parameter].zero_grad()
+
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(arrived)
 
 
 def _add_lora(model: Any, recipe: Any, folder: Path) -> None:

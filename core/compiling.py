@@ -83,7 +83,9 @@ def _per_signature(fn: Callable, build: Callable, again: Callable | None = None)
         if key not in cache:
             count = absent.count(False)
             wanted = (*range(count), *(count + i for i, name in enumerate(p) if name not in frozen))
-            flats = [_flat(f, tuple(p), absent, static) for f in (fn, again) if f is not None]
+            # The backward graph of a compiled function computes the gradients of all inputs but where it is stopped.
+            stopped = tuple(build is _flat_compiled and name in frozen for name in p)
+            flats = [_flat(f, tuple(p), absent, static, stopped) for f in (fn, again) if f is not None]
             places = () if source is None else tuple(count + tuple(p).index(name) for name in source.names)
             cache[key] = build(*flats, wanted=wanted, source=source, places=places)
         run = cache[key] if source is None else cache[key].of(source)
@@ -92,13 +94,13 @@ def _per_signature(fn: Callable, build: Callable, again: Callable | None = None)
     return call
 
 
-def _flat(fn: Callable, names: tuple, absent: tuple, static: dict) -> Callable:
+def _flat(fn: Callable, names: tuple, absent: tuple, static: dict, stopped: tuple[bool, ...]) -> Callable:
     count = len([a for a in absent if not a])
 
     def flat(*values):
         p = {}
         for i in range(len(names)):
-            p[names[i]] = values[count + i]
+            p[names[i]] = _ops.stop_gradient(values[count + i]) if stopped[i] else values[count + i]
         tensors = []
         j = 0
         for a in absent:

@@ -7,24 +7,20 @@
 // outputs x taps. Sums run in one order that depends on shapes only, with fused multiply-adds wherever the processor
 // has them: the same bits for any number of threads and for AVX2 and AVX-512.
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#include "kernels.h"
+#include "kernels_vector.h"
 
 using namespace kernels;
 
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kWide = 16, kOutputs = 8, kVectors = 3;  // 24 sums of 32 registers
+constexpr int kOutputs = 8, kVectors = 3;  // 24 sums of 32 registers
 constexpr int kRows = 8, kColumns = 3;
 #elif defined(__AVX2__) && defined(__FMA__)
-constexpr int kWide = 8, kOutputs = 4, kVectors = 3;  // 12 sums of 16 registers
-constexpr int kRows = 2, kColumns = 3;                // each of two registers
+constexpr int kOutputs = 4, kVectors = 3;  // 12 sums of 16 registers
+constexpr int kRows = 2, kColumns = 3;     // each of two registers
 #else
-constexpr int kWide = 4, kOutputs = 8, kVectors = 2;
+constexpr int kOutputs = 8, kVectors = 2;
 constexpr int kRows = 2, kColumns = 2;
 #endif
 constexpr int kPerLanes = kLanes / kWide;
@@ -32,58 +28,6 @@ constexpr int64_t kPositions = 1024;   // of one piece of an output plane, about
 constexpr int64_t kPacked = 1 << 16;   // floats of packed image that should stay in the second-level cache
 constexpr int64_t kChannels = 16;      // packed at a time for the weights' gradient
 constexpr int64_t kBlock = 8;          // output channels of one piece of work there
-
-typedef float Vector __attribute__((vector_size(4 * kWide)));
-
-inline Vector get(const float* p) {
-  Vector v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-inline Vector spread(float x) { return x - Vector{}; }
-inline void put(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
-
-inline Vector fused(Vector a, Vector b, Vector c) {  // a b + c
-#if defined(__AVX512F__)
-  return reinterpret_cast<Vector>(
-      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
-#elif defined(__AVX2__) && defined(__FMA__)
-  return reinterpret_cast<Vector>(
-      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
-#else
-  return a * b + c;
-#endif
-}
-
-// Keeps a value that several products use in a register: compilers would read it again for each of them.
-inline void hold(Vector& v) {
-#if defined(__x86_64__)
-  asm("" : "+v"(v));
-#else
-  (void)v;
-#endif
-}
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Memory that a thread keeps, on a cache line: fresh pages for each piece of work would cost as much as the work.
-class Scratch {
- public:
-  float* floats(int64_t count) {
-    if (count > size_) {
-      memory_.reset();
-      size_ = 0;
-      memory_.reset(new float[static_cast<size_t>(count) + kLanes]);
-      size_ = count;
-    }
-    const uintptr_t past = reinterpret_cast<uintptr_t>(memory_.get()) / sizeof(float) % kLanes;
-    return memory_.get() + (kLanes - past) % kLanes;
-  }
-
- private:
-  std::unique_ptr<float[]> memory_;
-  int64_t size_ = 0;
-};
 
 // One axis of a convolution. ``back``: the transposed direction, which reads the output's gradient.
 struct Axis {

@@ -30,16 +30,56 @@ def initial_array(name: str, spec: ParamSpec, seed: int) -> np.ndarray:
     return rng.uniform(-bound, bound, spec.shape).astype(np.float32)
 
 
+class Unread:
+    """A tensor of ``shape`` that lies on the disk; ``rows(start, stop)`` reads some of it, anew each time."""
+
+    def __init__(self, shape: tuple[int, ...], rows: Callable[[int, int], ms.Tensor]):
+        self.shape, self.rows = shape, rows
+
+    def read(self) -> ms.Tensor:
+        """All of it."""
+        return self.rows(0, self.shape[0])
+
+
+def _read(value: Any) -> Any:
+    return value.read() if isinstance(value, Unread) else value
+
+
 class Handed(dict[str, ms.Tensor]):
     """What ``Model.block`` hands out, and which of it is not trained.
 
     With a ``source`` the tensors that it names are parts: ``source.gather`` makes them whole where they are used and
-    ``source.scatter`` takes their gradients apart (``core.parallel.gathering.Gathering``).
+    ``source.scatter`` takes their gradients apart (``core.parallel.gathering.Gathering``). An ``Unread`` is read
+    whenever it is asked for.
     """
 
     def __init__(self, tensors: Mapping[str, ms.Tensor], frozen: frozenset[str], source: Any = None, whole: Any = None):
         super().__init__(tensors)
         self.frozen, self.source, self._whole = frozen, source, whole
+
+    def __getitem__(self, name: str) -> ms.Tensor:
+        return _read(super().__getitem__(name))
+
+    def unread(self, name: str) -> ms.Tensor | Unread:
+        """The tensor, or where it lies."""
+        return super().__getitem__(name)
+
+    def inside(self, name: str) -> Handed:
+        """What is called ``name.*``, by the rest of its name; nothing is read."""
+        place = len(name) + 1
+        return Handed({k[place:]: self.unread(k) for k in self if k.startswith(name + ".")}, frozenset())  # type: ignore[misc]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As a dict's."""
+        return _read(super().get(name, default))
+
+    def values(self) -> Any:
+        """All tensors, those on the disk too."""
+        return [self[name] for name in self]
+
+    def items(self) -> Any:
+        """Likewise."""
+        return [(name, self[name]) for name in self]
 
     def whole(self) -> Handed:
         """The same with whole tensors, through which gradients pass."""

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from core.files import atomic_path
 
-SOURCES = tuple(Path(__file__).with_name(f"kernels{part}.cpp") for part in ("", "_came", "_conv", "_norm", "_optim"))
-HEADER = Path(__file__).with_name("kernels.h")
+_PARTS = ("", "_attention", "_came", "_conv", "_norm", "_optim")
+SOURCES = tuple(Path(__file__).with_name(f"kernels{part}.cpp") for part in _PARTS)
+HEADERS = tuple(Path(__file__).with_name(f"kernels{part}.h") for part in ("", "_vector"))
 COMPILERS = ("g++", "c++", "clang++")
 # No fast-math and no contraction: results must not depend on the processor (see the source). The last two only let
 # comparisons become selects.
@@ -83,7 +84,7 @@ def library() -> Library:
         return Library(path=None, about=f"operators: no C++ compiler ({', '.join(COMPILERS)}) on this machine")
     try:
         version = _version(compiler)
-        source = hashlib.sha256(b"".join(path.read_bytes() for path in (HEADER, *SOURCES))).hexdigest()
+        source = hashlib.sha256(b"".join(path.read_bytes() for path in (*HEADERS, *SOURCES))).hexdigest()
         key = hashlib.sha256("\n".join((source, *FLAGS, version, _processor())).encode()).hexdigest()
         path = cache_folder() / f"kernels-{key[:24]}.so"
         if not path.exists():

@@ -25,8 +25,8 @@ __all__ = [
     "averaged_in_place", "came_in_place", "chosen_kernels", "chosen_launch", "compiled", "compute_dtype", "configure",
     "conv2d", "conv3d", "conv3d_added", "dense", "embedding", "gelu_tanh", "group_norm", "group_norm_silu",
     "layer_norm", "linear", "mean_of_frame_pairs", "norm_conv3d", "norms_are_kernels", "pad_right_bottom",
-    "recomputed", "recomputed_keeping", "repeat_nearest", "rms_norm", "rotate", "runnable_dtype", "silu",
-    "square_sum", "square_sum_of_all", "upsampled_conv3d", "value_and_gradients",
+    "recomputed", "recomputed_keeping", "repeat_nearest", "return_large_memory", "rms_norm", "rotate", "runnable_dtype",
+    "silu", "square_sum", "square_sum_of_all", "upsampled_conv3d", "value_and_gradients",
 ]  # fmt: skip
 
 Kernels = Literal["auto", "operators"]
@@ -296,3 +296,10 @@ def apart(x):
     large tensor fits into. No gradient passes.
     """
     return ops_cpu.apart(x) if _device is not ops_ascend else x
+
+
+def return_large_memory():
+    """From now on what the process allocates outside MindSpore's pool (arrays, packed kernels) goes back to the system
+    when it is freed, if it is large: for whoever reads large arrays again and again. Where libc can be told so."""
+    if _device is not ops_ascend:
+        ops_cpu.return_large_memory()

@@ -4,12 +4,14 @@ Measured (docs/design/002): a broadcast product costs 3x (graph) to 9x (PyNative
 is widened first, by a product with ones: its gradient is a matrix product too, where that of ``tile`` is a slow sum.
 Letters as in ``core.ops``; R rows, M elements of a row.
 
+Attention here is for machines without a C++ compiler; ``core.ops_cpu_compiled`` has a kernel.
 A custom ``bprop`` would be faster and leaner still, and is wrong: when one Cell is called twice with equal shapes in
 a compiled function, MindSpore 2.10 hands the gradient the other call's output (tests/core/test_ops.py guards it).
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from typing import Any
 
@@ -24,6 +26,7 @@ from core.ops_modulation import modulated
 # Largest temporary of an attention chunk or of a convolution's unfolded input. Larger was not faster.
 CHUNK_BYTES = 64 * 2**20
 APART_BYTES = 2**20  # of a tensor that is worth pages of its own
+_M_MMAP_THRESHOLD, _MMAP_BYTES = -3, 2**20  # malloc.h; what is worth a mapping of its own
 
 _matmul = _ops.MatMul()
 _matmul_nt = _ops.MatMul(transpose_b=True)
@@ -249,3 +252,10 @@ def apart(x):
     pages = np.frombuffer(mmap.mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
     np.copyto(pages, array)
     return ms.Tensor.from_numpy(pages)
+
+
+def return_large_memory():
+    """glibc raises its own limit to the largest piece that was freed, and keeps in the heap what is below it."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)

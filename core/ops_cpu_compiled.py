@@ -17,9 +17,6 @@ from mindspore import ops as _ops
 from core import ops_cpu, ops_modulation
 from core.ops_cpu import (
     adamw,
-    attention,
-    attention_again,
-    attention_keeping,
     group_norm,
     linear,
     repeat_nearest,
@@ -36,6 +33,11 @@ __all__ = [
 
 # Primitives of the library given to ``use``: the graph compiler resolves module globals.
 _library: Path | None = None
+_attention: Any = None
+_attention_biased: Any = None
+_attention_gradient: Any = None
+_attention_biased_gradient: Any = None
+_known_attention: Any = None
 _convolution: Any = None
 _convolution_added: Any = None
 _convolution_upsampled: Any = None
@@ -57,6 +59,8 @@ def use(library: Path) -> None:
     global _library, _gelu, _gelu_gradient, _norm, _norm_gradient, _rotate, _rotate_gradient  # noqa: PLW0603  see above
     global _convolution, _image_gradient, _weight_gradient, _norm_silu, _norm_silu_gradient  # noqa: PLW0603  see above
     global _convolution_added, _convolution_upsampled, _norm_convolution  # noqa: PLW0603  see above
+    global _attention, _attention_biased, _attention_gradient, _attention_biased_gradient  # noqa: PLW0603  see above
+    global _known_attention  # noqa: PLW0603  see above
     if library == _library:
         return
     _library = library
@@ -69,6 +73,12 @@ def use(library: Path) -> None:
 
     def first_and_affine(x, weight, *_):
         return x, weight, weight
+
+    def first_three(*values):
+        return values[:3]
+
+    def first_three_and_fifth(*values):
+        return *values[:3], values[4]
 
     def first_five(*values):
         return values[:5]
@@ -86,6 +96,11 @@ def use(library: Path) -> None:
         shape = infer if shape is None else shape
         return _ops.Custom(f"{library}:{name}", out_shape=shape, out_dtype=infer, func_type="aot", bprop=bprop)
 
+    _attention_gradient = custom("attention_gradient", first_three)
+    _attention_biased_gradient = custom("attention_gradient", first_three_and_fifth)
+    _attention = custom("attention", first, _attention_bprop)
+    _attention_biased = custom("attention", first, _attention_biased_bprop)
+    _known_attention = custom("attention_known", first, _known_attention_bprop)
     _gelu_gradient = custom("gelu_gradient", first)
     _gelu = custom("gelu", first, _gelu_bprop)
     _norm_gradient = custom("layer_norm_gradient", first_and_affine)
@@ -100,6 +115,37 @@ def use(library: Path) -> None:
     _convolution_added = custom("convolution_added", first, _added_bprop, shape=_convolved)
     _convolution_upsampled = custom("convolution_upsampled", first, _upsampled_bprop, shape=_convolved_upsampled)
     _norm_convolution = custom("norm_convolution", first_twice, _norm_convolution_bprop, shape=_norm_convolved)
+
+
+def _attention_bprop(q, k, v, scale, out, grad):
+    return (*_attention_gradient(q, k, v, scale, grad), _ops.zeros_like(scale))
+
+
+def _attention_biased_bprop(q, k, v, scale, bias, out, grad):
+    dq, dk, dv, dbias = _attention_biased_gradient(q, k, v, scale, bias, grad)
+    return dq, dk, dv, _ops.zeros_like(scale), dbias
+
+
+def _known_attention_bprop(q, k, v, scale, known, out, grad):
+    return (*_attention_gradient(q, k, v, scale, grad), _ops.zeros_like(scale), _ops.zeros_like(known))
+
+
+def attention(q_BNLK, k_BNLK, v_BNLK, scale, bias):
+    if q_BNLK.dtype != ms.float32:
+        return ops_cpu.attention(q_BNLK, k_BNLK, v_BNLK, scale, bias)
+    if bias is None:
+        return _attention(q_BNLK, k_BNLK, v_BNLK, _constant(scale, 1))
+    return _attention_biased(q_BNLK, k_BNLK, v_BNLK, _constant(scale, 1), bias)
+
+
+def attention_keeping(q_BNLK, k_BNLK, v_BNLK, scale):
+    return (attention(q_BNLK, k_BNLK, v_BNLK, scale, None),)
+
+
+def attention_again(q_BNLK, k_BNLK, v_BNLK, kept, scale):
+    if q_BNLK.dtype != ms.float32:
+        return ops_cpu.attention_again(q_BNLK, k_BNLK, v_BNLK, kept, scale)
+    return _known_attention(q_BNLK, k_BNLK, v_BNLK, _constant(scale, 1), kept[0])
 
 
 def _gelu_bprop(x, out, grad):

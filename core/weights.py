@@ -13,11 +13,12 @@ from typing import Any, Literal, TypeVar
 import mindspore as ms
 import numpy as np
 
+from core import ops
 from core.checkpoint import STORED_TYPES, Checkpoint, component_folder, read_json, write_checkpoint, write_config
 from core.configs import SchedulerConfig, T5Config, TransformerConfig, VAEConfig
 from core.errors import UserError
 from core.files import write_text
-from core.model import Model
+from core.model import Model, Unread
 from core.presets import PRESETS
 from core.schedulers.base import Scheduler
 from core.schedulers.ddim import CogVideoXDDIMScheduler
@@ -98,11 +99,13 @@ class Stored:
 class OnDisk:
     """Keeps parameters ``names`` of ``model`` on the disk: ``Model.block`` hands out fp32 tensors read for it alone.
 
-    What is read is in no pool and gone after its last use. It has no gradient.
+    What is read, one tensor at a time, is in no pool and gone after its last use. It has no gradient.
     """
 
     def __init__(self, model: Model, stored: Stored, names: Iterable[str]):
-        self.stored, self._names = stored, frozenset(names)
+        ops.return_large_memory()
+        self.stored, self._names, self._computed = stored, frozenset(names), model.compute_dtype
+        self._shapes = {name: model.table[name].shape for name in self._names}
         for name, parameter in model.parameters_dict().items():
             parameter.requires_grad = parameter.requires_grad and name not in self._names
         model.keep_in(self)
@@ -112,8 +115,19 @@ class OnDisk:
         return name in self._names
 
     def lazy(self) -> bool:
-        """Nothing computes with parts of these."""
-        return False
+        """Whole parameters exist only while something computes with them."""
+        return True
+
+    def part(self, name: str) -> Unread:
+        """What is handed out until the parameter itself is asked for."""
+
+        def rows(start: int, stop: int) -> ms.Tensor:
+            return ms.Tensor.from_numpy(self.stored.rows(name, start, stop)).astype(self._computed)
+
+        return Unread(self._shapes[name], rows)
+
+    def gathering(self, names: Sequence[str], shorts: Sequence[str]) -> None:
+        """Nothing is gathered from other processes."""
 
     def full(self, names: Sequence[str]) -> list[ms.Tensor]:
         """The parameters, read anew."""

@@ -11,7 +11,7 @@ from itertools import pairwise
 from core.presets import PRESETS
 from recipes.issues import Data, Issue, Rule, get, nearest, present
 from recipes.render import scalar
-from recipes.rules_train import OPTIMIZER_RULES, TRAIN_RULES
+from recipes.rules_train import OPTIMIZER_RULES, TRAIN_RULES, in_backward
 from recipes.rules_world import held_out, shape_sizes, vae_frames
 
 FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -227,5 +227,5 @@ _RULES: dict[str, tuple[Rule, ...]] = {
         _vae_parallel("generate"),
     ),
     "decode-latents": (_model_for("decode-latents"), _tiling, _vae_parallel("decode-latents")),
-    "paired": (_generate_frames, _tiling, *OPTIMIZER_RULES, _paired, _vae_parallel("paired")),
+    "paired": (_generate_frames, _tiling, *OPTIMIZER_RULES, in_backward, _paired, _vae_parallel("paired")),
 }

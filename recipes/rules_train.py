@@ -105,6 +105,24 @@ def _recompute(data: Data) -> Iterator[Issue]:
         yield Issue("train.recompute_every", f"got {every} with recompute none: no block is computed again")
 
 
+def in_backward(data: Data) -> Iterator[Issue]:
+    """What needs all gradients before the first update."""
+    if not get(data, "train.optimizer_in_backward"):
+        return
+    needs = {
+        "train.max_grad_norm": (None, "the norm of all gradients is known when all are updated"),
+        "train.gradient_accumulation_steps": (1, "gradients are not summed over micro-batches"),
+        "train.loss_scale.kind": ("none", "an overflow is seen too late to skip the step"),
+        "train.method": ("sft", "a LoRA's gradients are small"),
+        "runtime.workers": (1, "gradients are not summed over processes"),
+    }
+    for key, (need, why) in needs.items():
+        got = get(data, key)
+        if got not in (None, need):
+            message = f"got {scalar(got)} with optimizer_in_backward, need {scalar(need)}: {why}"
+            yield Issue(key, message, f"write {scalar(need)}, or leave out optimizer_in_backward")
+
+
 def _checkpoints(data: Data) -> Iterator[Issue]:
     if (
         get(data, "train.keep_checkpoints")
@@ -146,6 +164,7 @@ TRAIN_RULES: tuple[Rule, ...] = (
     _online_model,
     _method,
     _recompute,
+    in_backward,
     _checkpoints,
     *OPTIMIZER_RULES,
 )

@@ -18,7 +18,7 @@ from bench.codes import MISMATCH, PASS
 from bench.environment import code_root
 from core.errors import UserError
 from core.files import write_text
-from reports import paired
+from reports import memory_summary, paired
 from reports.claims_scan import Marked, marked, replaced, unbound
 from reports.claims_source import Rendered, Sources
 from reports.claims_stored import stored_table
@@ -27,7 +27,10 @@ LEDGER = Path("reports") / "claims.yaml"
 STRICT = ("README.md",)
 # What happened on a day stays as it was written.
 HISTORY = ("docs/log.md",)
-TABLES = {"paired": paired.claimed_table, "stored": stored_table}
+TABLES = {
+    "paired": paired.claimed_table, "stored": stored_table, "published-plan": memory_summary.published_plan,
+    "memory": memory_summary.summary,
+}  # fmt: skip
 GOOD = ("verified", "not measured")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import limit_planned, train_memory, vae_memory
+from bench import limit_planned, load_memory, train_memory, vae_memory
 from bench.plan import measured
 from core.errors import UserError
 from reports.claims_source import Rendered, Sources
@@ -17,6 +17,7 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "bench/plan_measured.json": lambda stored: measured.table(stored, measured.compare(stored)),
     "bench/train_memory.json": train_memory.table,
     "bench/limit_planned.json": limit_planned.table,
+    "bench/load_memory.json": load_memory.table,
 }
 
 

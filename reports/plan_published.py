@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import flops
-from bench.operators import write_between_markers
+from bench.codes import PASS
+from bench.measured_table import finish
 from bench.plan.cost import communication_bytes, training_work
 from bench.plan.memory import peak, training_phases
 from bench.plan.profiles import load_profile
@@ -207,6 +208,12 @@ def report() -> dict[str, Any]:
     }
 
 
+def published_text() -> str:
+    """The tables, one below the other."""
+    tables = {key: value for key, value in report().items() if isinstance(value, str)}
+    return "\n\n".join(f"{name}:\n\n{table}" for name, table in tables.items())
+
+
 def main(arguments: list[str] | None = None, show: Callable[[str], None] = print) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m reports.plan_published", description=__doc__)
@@ -214,15 +221,12 @@ def main(arguments: list[str] | None = None, show: Callable[[str], None] = print
     parser.add_argument("--doc", type=Path, help="rewrite the tables between the markers of this file")
     options = parser.parse_args(arguments)
     found = report()
-    tables = {key: value for key, value in found.items() if isinstance(value, str)}
-    text = "\n\n".join(f"{name}:\n\n{table}" for name, table in tables.items())
-    show(json.dumps(found, indent=1) if options.json else text)
-    if not options.json:
-        for name, value in found["model_efficiency"].items():
-            show(f"{name}: {100 * value:.1f} % of the profile's peak in model FLOPs")
-    if options.doc:
-        write_between_markers(options.doc, text, "plan-published")
-    return 0
+    if options.json:
+        show(json.dumps(found, indent=1))
+        return PASS
+    for name, value in found["model_efficiency"].items():
+        show(f"{name}: {100 * value:.1f} % of the profile's peak in model FLOPs")
+    return finish(published_text(), options.doc, "plan-published", [])
 
 
 if __name__ == "__main__":

@@ -81,10 +81,13 @@ def _variations(work: Training) -> Iterator[tuple[str, str, Training]]:
         yield f"parallel.sequence_parallel: {shards}", note, replace(work, sequence_parallel=shards)
     if work.optimizer == "adamw":
         yield "optimizer.name: came", "another optimiser: its learning curve differs", replace(work, optimizer="came")
+    if work.ranks == work.accumulation == 1 and work.lora is None and not work.in_backward:
+        change = "train.optimizer_in_backward: true, train.max_grad_norm: null"
+        yield change, "one block's gradients at a time; no clipping", replace(work, in_backward=True)
     if work.ema:
         yield "ema: null", "no averaged weights", replace(work, ema=False)
     if work.batch > 1:
-        other = replace(work, batch=1, accumulation=work.accumulation * work.batch)
+        other = replace(work, batch=1, accumulation=work.accumulation * work.batch, in_backward=False)
         yield (
             f"train.batch_size: 1, train.gradient_accumulation_steps: {other.accumulation}",
             "the same step in smaller passes; the gradients' sum is held",
@@ -93,7 +96,7 @@ def _variations(work: Training) -> Iterator[tuple[str, str, Training]]:
     yield (
         f"runtime.workers: {2 * work.ranks}",
         "twice the cards",
-        replace(work, ranks=2 * work.ranks, zero_stage=max(1, work.zero_stage)),
+        replace(work, ranks=2 * work.ranks, zero_stage=max(1, work.zero_stage), in_backward=False),
     )
     if work.ranks > 1:
         shards = next((s for s in (8, 4, 2) if work.ranks % s == 0 and work.config.num_attention_heads % s == 0), 1)

@@ -1,12 +1,15 @@
-"""One process that does what a plan predicts and counts its memory: ``python -m bench.plan.child JOB.json``.
+"""One process that does what a plan predicts and counts its memory: ``python -m bench.plan.child FOLDER``.
 
 The model, optimiser and step are those of the task ``train``; only the data are random instead of read from caches.
-Prints one JSON line: live bytes by class, and the process's high-water mark of each phase.
+The job is ``FOLDER/job.json``; several ranks (``workers``) are started by msrun. Each process writes
+``FOLDER/marks-RANK.json``: live bytes by class, and its high-water mark of each phase.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +17,27 @@ from typing import Any
 
 import numpy as np
 
+from bench import rank as ranks
 from bench.device import start_mindspore
+from bench.lifeline import PARENT, end_with_parent
 from bench.memory import process_hwm_bytes, reset_hwm
+from core.files import write_text
 from core.presets import PRESETS
 
 
-def main(path: str) -> None:
-    """Runs the job and prints its line."""
-    job = json.loads(Path(path).read_text(encoding="utf-8"))
+def main(folder: str) -> None:
+    """Runs the job and writes its marks."""
+    job = json.loads(Path(folder, "job.json").read_text(encoding="utf-8"))
     from recipes.load import from_dict  # noqa: PLC0415
 
     recipe = from_dict(job["recipe"])
+    workers = recipe.runtime.workers
+    if workers > 1:
+        end_with_parent(int(os.environ[PARENT]), signal.SIGTERM)
+        if ranks.is_scheduler():
+            _schedule()
+            return
+        ranks.become(ranks.Rank(ranks.rank_number(), workers, ranks.identity_of(""), here=workers))
     start_mindspore(recipe.runtime, recipe.seed)
     import mindspore as ms  # noqa: PLC0415
 
@@ -32,7 +45,17 @@ def main(path: str) -> None:
     ms.mint.matmul(ms.Tensor(np.ones((8, 8), np.float32)), ms.Tensor(np.ones((8, 8), np.float32))).asnumpy()
     phases: dict[str, int | None] = {"empty": process_hwm_bytes()}
     live = {"empty": lambda *_: {}, "train": _train, "text": _text}[job["what"]](recipe, job, phases)
-    print(json.dumps({"phases": phases, "live": live}), flush=True)
+    name = f"marks-{ranks.current().index}.json"
+    write_text(Path(folder, name), json.dumps({"phases": phases, "live": live}))
+
+
+def _schedule() -> None:
+    """msrun's scheduler brings the ranks together and returns when they end."""
+    import mindspore as ms  # noqa: PLC0415
+    from mindspore.communication import init  # noqa: PLC0415
+
+    ms.set_device("CPU")
+    init()
 
 
 class _Counting:
@@ -69,9 +92,8 @@ def _bytes(tensors: Any) -> int:
 def _train(recipe: Any, job: dict, phases: dict[str, int | None]) -> dict[str, int]:
     from bench.context import synchronize  # noqa: PLC0415
     from bench.tasks import train_setup  # noqa: PLC0415
+    from bench.tasks.processes import processes_of  # noqa: PLC0415
     from core import ops, weights  # noqa: PLC0415
-    from core.parallel.collectives import alone  # noqa: PLC0415
-    from core.parallel.zero import Zero  # noqa: PLC0415
     from core.train.step import TrainStep  # noqa: PLC0415
     from core.transformer.model import CogVideoXTransformer3DModel  # noqa: PLC0415
 
@@ -82,28 +104,36 @@ def _train(recipe: Any, job: dict, phases: dict[str, int | None]) -> dict[str, i
     lora = train_setup.start_lora(recipe, transformer)
     train_setup.set_recompute(recipe, transformer)
     parameters = transformer.trainable_params() if lora is None else lora.parameters
-    zero = Zero(transformer, list(parameters), alone().world, 0)
-    optimizer = _Counting(train_setup.make_optimizer(recipe, zero), phases)
-    ema = train_setup.make_ema(recipe, parameters)
+    processes = processes_of(recipe)
+    zero = train_setup.spread(recipe, transformer, list(parameters), processes)
+    optimizer: Any = _Counting(train_setup.make_optimizer(recipe, zero), phases)
+    in_backward = train_setup.make_in_backward(recipe, transformer, zero, optimizer.inner)
+    ema = train_setup.make_ema(recipe, zero.parameters)
     section = recipe.train
     step = TrainStep(
         transformer, weights.make_scheduler(preset.scheduler, "ddim"), optimizer,
         max_grad_norm=section.max_grad_norm, seed=recipe.seed, loss=section.loss, timesteps=section.timesteps,
-        zero=zero,
+        zero=zero, data_ranks=processes.mesh.data, in_backward=in_backward,
     )  # fmt: skip
     synchronize()
     phases["built"] = process_hwm_bytes()
+    row, data = processes.mesh.row(processes.rank), processes.mesh.data
+    numbers = [n * data + row for n in range(section.gradient_accumulation_steps)]
     for index in range(job["steps"]):
         reset_hwm()
-        step(index, [_batch(recipe, config, preset, n) for n in range(section.gradient_accumulation_steps)], 1e-4)
+        step(index, [_batch(recipe, config, preset, n) for n in numbers], 1e-4)
+        if in_backward is not None:
+            synchronize()
+            optimizer.note("backward")
+            optimizer.gradient_bytes = in_backward.largest
         if ema:
             ema.update(index, optimizer.inner.values())
             synchronize()
             optimizer.note("update")
-    state = optimizer.inner.state_bytes()
+    state, trained = optimizer.inner.state_bytes(), zero.held_bytes()
     return {
         "parameters": _bytes(transformer.get_parameters()),
-        "trained": _bytes(parameters),
+        "masters": trained["parts"] if trained["whole"] else 0,
         "gradients": optimizer.gradient_bytes,
         "optimizer": sum(state.values()),
         "ema": sum(ema.state_bytes().values()) if ema else 0,

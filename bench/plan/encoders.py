@@ -8,7 +8,7 @@ operators, and the decoder's modulated norm holds the norm, the widened scale an
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 
 from bench.plan.liveness import FORWARD, rows_bytes
 from bench.plan.memory import Phase
@@ -26,11 +26,12 @@ from core.vae.tiling import TilePlan, TilingConfig, plan_tiles
 # Ascend: tensors of the widest features alive at once: input, norm, scale, shift and product in the decoder; input,
 # norm and its square in the encoder. The convolution after it holds input, joined, padded and result, which is fewer.
 DECODER_COPIES, ENCODER_COPIES = 5, 4
-SMALL_BYTES = 2**20  # core.weights.SMALL_BYTES, which cannot be imported without MindSpore; a test compares them
-# The text encoder on the CPU: copies of the scores and tensors of the width that the pool comes to hold. Tensors of one
-# layer split the pieces that larger ones of the layer before have freed, so the moments of attention and feed-forward
-# add up. Read off three of the measured cases (docs/design/016).
-TEXT_SCORES, TEXT_STREAMS = 7, 8
+# core.weights.SMALL_BYTES and core.vae.blocks.PIECE_BYTES, which need MindSpore; a test compares them.
+SMALL_BYTES, PIECE_BYTES = 2**20, 2**22
+# The text encoder on the CPU: tensors of the width and of d_ff that the pool comes to hold, and the bias of all heads,
+# which all texts share. Tensors of one layer split the pieces that larger ones of the layer before have freed, so the
+# moments of attention and feed-forward add up. Read off the measured cases (docs/design/016).
+TEXT_STREAMS, TEXT_HIDDEN, TEXT_BIASES = 6, 5, 1
 READ_FRAMES = 2  # of a piece of the clip that is encoded (bench.tasks.encode_video)
 
 
@@ -85,17 +86,33 @@ def _resident_bytes(config: VAEConfig, resident: str, itemsize: int) -> int:
     )  # fmt: skip
 
 
-def _kernel_bytes(config: VAEConfig, side: str, resident: str, itemsize: int) -> int:
-    """Bytes of the largest convolution's kernel, which ours copies in the order it reads it, and, where parameters are
-    read when they are used, of the block with most of them. CPU."""
-    blocks: Counter[str] = Counter()
+def _places(config: VAEConfig, name: str, frames: int, height: int, width: int) -> int:
+    """Frames times height times width of what convolution ``name`` makes in a chunk of so many pixels."""
+    levels, temporal = len(config.block_out_channels), temporal_levels(config)
+    level, ratio = _level(name, levels), config.spatial_compression_ratio
+    if name.startswith("decoder"):
+        space, time = ratio // 2**level, 2 ** (temporal - min(level, temporal))
+    else:
+        space, time = 2**level, 2 ** min(level, temporal)
+    return -(-frames // time) * (height // space) * (width // space)
+
+
+def _kernel_bytes(
+    config: VAEConfig, side: str, resident: str, itemsize: int, *, frames: int, height: int, width: int, batch: int
+) -> int:
+    """Bytes of the largest kernel that a convolution copies in the order it reads it; twice, where parameters are read
+    when they are used, and then those behind a norm piece by piece unless their results are larger. CPU."""
     largest = 0
     for name, spec in vae_table(config).items():
         size = spec.size * itemsize
-        if name.startswith(f"{side}.") and size >= SMALL_BYTES:
-            largest = max(largest, size)
-            blocks[name.split(".conv")[0]] += size if resident not in ("all", side) else 0
-    return largest + max(blocks.values(), default=0)
+        if not name.startswith(f"{side}.") or size < SMALL_BYTES:
+            continue
+        if resident not in ("all", side):
+            made = batch * _places(config, name, frames, height, width)
+            in_pieces = ".resnets." in name and math.prod(spec.shape[1:]) > made
+            size = 2 * (min(size, PIECE_BYTES) if in_pieces else size)
+        largest = max(largest, size)
+    return largest
 
 
 def _tile(plan: TilePlan, ratio: int) -> tuple[int, int]:
@@ -124,7 +141,8 @@ def vae_phase(
     held = _held_pixels(config, side, frames, height, width, chunk, streamed=streamed, tiled=len(plan.tiles) > 1)
     if device == "cpu":
         sizes = {"frames": chunk, "height": tile_height, "width": tile_width, "batch": at_once}
-        work = pool_bytes(config, side, itemsize=itemsize, **sizes) + _kernel_bytes(config, side, resident, itemsize)
+        work = pool_bytes(config, side, itemsize=itemsize, **sizes)
+        work += _kernel_bytes(config, side, resident, itemsize, **sizes)
     else:
         work = at_once * work_bytes(config, side, chunk, tile_height, tile_width, itemsize)
     return Phase(
@@ -152,12 +170,15 @@ def _held_pixels(
 
 
 def text_phase(config: T5Config, *, batch: int, tokens: int, itemsize: int, device: str = "ascend") -> Phase:
-    """Encoding ``batch`` texts: weights, the widest feed-forward moment and attention's scores (written out, fp32)."""
-    rows, one = batch * tokens, 4 * batch * config.num_heads * tokens * tokens
-    copies, streams, more = (TEXT_SCORES, TEXT_STREAMS, 1) if device == "cpu" else (2, 2, 0)
-    scores = copies * one
-    wide = ((3 if is_gated(config) else 2) + more) * config.d_ff
-    work = rows * (streams * config.d_model + wide) * itemsize
+    """Encoding ``batch`` texts: weights, the widest feed-forward moment and attention's scores (written out, fp32; on
+    the CPU a kernel has none, but there is the bias)."""
+    rows, one = batch * tokens, 4 * config.num_heads * tokens * tokens
+    gated = is_gated(config)
+    if device == "cpu":
+        scores, streams, hidden = TEXT_BIASES * one, TEXT_STREAMS, TEXT_HIDDEN - (not gated)
+    else:
+        scores, streams, hidden = 2 * batch * one, 2, 3 if gated else 2
+    work = rows * (streams * config.d_model + hidden * config.d_ff) * itemsize
     return Phase(
         name="text encode",
         bytes={"parameters": table_bytes(text_table(config), itemsize), "text encoder": work + scores},

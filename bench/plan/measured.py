@@ -1,14 +1,16 @@
 """``python -m bench.plan.measured``: the plan against high-water marks of processes on this machine's CPU.
 
-Each case trains a small model with random tensors in a process of its own (``bench.plan.child``), one at a time.
-Measured is the high-water mark of its second step; predicted is the mark of the same process with a model of a few
-kilobytes, taken in the same session, and the plan's bytes. Exit code 1 where a residual exceeds the bound.
+Each case trains a small model with random tensors in a process of its own (``bench.plan.child``), or in several ranks,
+one case at a time. Measured is the high-water mark of its second step, of ranks the largest; predicted is the mark of
+the same process with a model of a few kilobytes (of as many ranks), and the plan's bytes. Exit code 1 where a residual
+exceeds the bound.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.child_env import full_environment
+from bench.cluster import FOLDER, ONE_NODE, cluster_of, msrun_command
+from bench.lifeline import PARENT
 from bench.measured_table import finish
 from bench.plan.encoders import text_phase
 from bench.plan.memory import peak, state_classes, training_phases
-from bench.plan.workload import Sizes, elements, training_of
+from bench.plan.workload import Sizes, training_of
 from bench.recipe_access import open_recipe
 from core.files import write_text
 from core.presets import PRESETS
@@ -29,6 +33,7 @@ from core.presets import PRESETS
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "tiny" / "memory.yaml"
 STORED = ROOT / "bench" / "plan_measured.json"
+CHILD = "bench.plan.child"
 BOUND = 0.10
 PATIENCE = 900.0
 _BIG = {"num_attention_heads": 8, "attention_head_dim": 64, "num_layers": 8, "time_embed_dim": 256}
@@ -37,6 +42,8 @@ _NONE = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "t
 _FEW = ["video.frames=5", "video.height=64", "video.width=64"]
 _CAME = ["optimizer.name=came", "optimizer.betas=[0.9,0.99,0.999]", "optimizer.eps=[1e-8,1e-8]"]
 _LORA = ["train.method=lora", "lora.rank=16"]
+_IN_BACKWARD = ["train.optimizer_in_backward=true", "train.max_grad_norm=null"]
+_RANKS = ["runtime.workers=2"]
 # name -> (transformer's sizes, --set values).
 CASES: dict[str, tuple[dict[str, int], list[str]]] = {
     "EMA": (_BIG, [*_FEW, "ema.decay=0.99"]),
@@ -53,8 +60,16 @@ CASES: dict[str, tuple[dict[str, int], list[str]]] = {
     "recompute keep_attention": (_BIG, ["train.recompute=keep_attention"]),
     "recompute every 2nd": (_BIG, ["train.recompute_every=2"]),
     "CAME": (_BIG | {"num_layers": 16}, [*_FEW, *_CAME]),
+    "optimiser in the backward pass": (_BIG | {"num_layers": 16}, [*_FEW, *_IN_BACKWARD]),
+    **{f"2 ranks, ZeRO {n}": (_BIG, [*_RANKS, f"parallel.zero_stage={n}"]) for n in range(4)},
+    "2 ranks on a sample, ZeRO 2": (_BIG, [*_RANKS, "parallel.zero_stage=2", "parallel.sequence_parallel=2"]),
 }
 
+
+# Off by more than the bound, and known to be: on the CPU a message of several ranks is held several times over, by the
+# code that composes collectives and by MindSpore's TCP, and the plan counts a card's messages (docs/design/016). A row
+# that comes within the bound has to leave the list.
+FAR_OFF = frozenset(name for name, (_, values) in CASES.items() if _RANKS[0] in values)
 
 # The text encoder's sizes, texts and tokens of each; the plan is compared with a process of a few kilobytes' encoder.
 TEXT_NONE: tuple[dict[str, int], int, int] = ({}, 1, 8)
@@ -82,17 +97,14 @@ def predicted(name: str) -> dict[str, Any]:
     preset = PRESETS[recipe.model.preset]
     sizes = Sizes(transformer=replace(preset.transformer, **shape), vae=preset.vae, text=preset.text, source="the case")
     work = training_of(recipe, sizes)
-    held = state_classes(work)
-    highest = peak(training_phases(work))
+    held, phases = state_classes(work), training_phases(work)
+    highest = peak(phases)
+    live = {name: held[name] for name in ("parameters", "masters", "optimizer") if name in held}
+    gradients = next(phase.bytes["gradients"] for phase in phases if phase.name == "optimiser update")
     return {
         "peak": highest.total,
         "phase": highest.name,
-        "live": {
-            "parameters": held["parameters"],
-            "gradients": elements(work.trained) * work.trained_itemsize,
-            "optimizer": held["optimizer"],
-            "ema": held.get("ema", 0),
-        },
+        "live": live | {"gradients": gradients, "ema": held.get("ema", 0)},
     }
 
 
@@ -107,24 +119,26 @@ def measure_text(sizes: dict[str, int], batch: int, tokens: int) -> dict[str, An
 
 
 def _child(job: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """What one child printed.
+    """What one child wrote, or of several ranks the largest of each number.
 
     Raises:
-        RuntimeError: it died; with the end of its messages.
+        RuntimeError: one died; with the end of its messages.
     """
     loaded = open_recipe(RECIPE, overrides)
-    job = job | {"recipe": loaded.data}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "job.json")
-        write_text(path, json.dumps(job))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_text(folder / "job.json", json.dumps(job | {"recipe": loaded.data}))
+        cluster = cluster_of(loaded.data["runtime"], ONE_NODE)
+        command = [sys.executable, "-m", CHILD, name] if cluster is None else msrun_command(cluster, folder, CHILD)
         done = subprocess.run(
-            [sys.executable, "-m", "bench.plan.child", str(path)], cwd=folder, env=full_environment(loaded.data, ROOT),
+            command, cwd=folder, env=full_environment(loaded.data, ROOT) | {PARENT: str(os.getpid())},
             capture_output=True, text=True, check=False, timeout=PATIENCE,
         )  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        raise RuntimeError(f"the child ended with {done.returncode}: {done.stderr[-500:]}")
-    return json.loads(lines[-1])
+        marks = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("marks-*.json"))]
+        if done.returncode or len(marks) != loaded.recipe.runtime.workers:
+            logs = "".join(path.read_text(errors="replace")[-500:] for path in (folder / FOLDER).glob("worker_*.log"))
+            raise RuntimeError(f"the child ended with {done.returncode}: {done.stderr[-500:]}{logs}")
+    return {part: {key: max(m[part][key] for m in marks) for key in marks[0][part]} for part in ("phases", "live")}
 
 
 def measure_all(names: Iterable[str], stored: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -132,12 +146,15 @@ def measure_all(names: Iterable[str], stored: dict[str, Any] | None = None) -> d
     if stored is None:
         tiny = measure(_NONE, _FEW)["phases"]
         stored = {"empty": tiny["empty"], "baseline": max(tiny["backward"], tiny["update"]), "cases": {}}
+    if "ranks" not in stored:
+        tiny = measure(_NONE, [*_FEW, *_RANKS, "parallel.zero_stage=2"])["phases"]
+        stored["ranks"] = max(tiny["backward"], tiny["update"])
     for name in names:
         if name in stored["cases"]:
             continue
         made = measure(*CASES[name])
         marks = made["phases"]
-        stored["cases"][name] = {"peak": max(marks["backward"], marks["update"]), "live": made["live"]}
+        stored["cases"][name] = {"peak": max(marks["backward"], marks.get("update", 0)), "live": made["live"]}
         write_text(STORED, json.dumps(stored, indent=1) + "\n")
         print(f"measured {name}", file=sys.stderr, flush=True)
     texts = stored.setdefault("text", {"cases": {}})
@@ -165,7 +182,8 @@ def _near(mib: dict[str, float], plan: dict[str, int]) -> bool:
 def compare(stored: dict[str, Any]) -> list[dict[str, Any]]:
     """Predictions of the formulas as they are now beside the stored measurements."""
     rows, texts = [], stored["text"]
-    both = [(stored["baseline"], *item, predicted) for item in stored["cases"].items()]
+    alone, ranks = stored["baseline"], stored.get("ranks", 0)
+    both = [(ranks if name in FAR_OFF else alone, name, made, predicted) for name, made in stored["cases"].items()]
     both += [(texts["baseline"], *item, predicted_text) for item in texts["cases"].items()]
     for baseline, name, made, formula in both:
         plan = formula(name)
@@ -182,9 +200,12 @@ def compare(stored: dict[str, Any]) -> list[dict[str, Any]]:
 
 def failures(rows: list[dict[str, Any]], bound: float = BOUND) -> list[str]:
     """What a gate refuses: a residual beyond the bound, live bytes that differ, too few cases to say anything."""
-    found = [f"{r['name']}: residual {100 * r['residual']:+.1f} %" for r in rows if abs(r["residual"]) > bound]
+    off = {r["name"]: r["residual"] for r in rows if abs(r["residual"]) > bound}
+    found = [f"{name}: residual {100 * by:+.1f} %" for name, by in off.items() if name not in FAR_OFF]
+    near = (r["name"] for r in rows if r["name"] in FAR_OFF and r["name"] not in off)
+    found += [f"{name}: within the bound, but listed as far off" for name in near]
     found += [f"{r['name']}: live bytes differ from the plan's" for r in rows if not r["live_equal"]]
-    found += [f"{name}: not measured" for name in TEXT_CASES if name not in {r["name"] for r in rows}]
+    found += [f"{name}: not measured" for name in (*CASES, *TEXT_CASES) if name not in {r["name"] for r in rows}]
     return found + ([f"{len(rows)} cases, need 12"] if len(rows) < 12 else [])
 
 
@@ -201,10 +222,10 @@ def table(stored: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             f"| {row['name']} | {' | '.join(cells)} | {100 * row['residual']:+.1f} % | {row['phase']} | {equal} |"
         )
     empty, base = (stored[key] / 2**20 for key in ("empty", "baseline"))
+    ranks = f"in each of two ranks {stored.get('ranks', 0) / 2**20:.0f}"
     text = f"an encoder of a few kilobytes {stored['text']['baseline'] / 2**20:.0f} MiB"
-    return "\n".join(
-        [*lines, "", f"Empty process {empty:.0f} MiB, with a step of a model of a few kilobytes {base:.0f}, {text}."]
-    )
+    step = f"with a step of a model of a few kilobytes {base:.0f} ({ranks})"
+    return "\n".join([*lines, "", f"Empty process {empty:.0f} MiB, {step}, {text}."])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,9 +13,8 @@ from bench.plan.workload import Training, elements, held_shape
 from core.params import ParamTable, prefixed
 from core.transformer.parameters import block_table
 
-# core.optim.foreach and core.ops_cpu, which cannot be imported without MindSpore; a test compares them.
+# core.optim.foreach, which cannot be imported without MindSpore; a test compares them.
 MAX_TENSORS, MAX_BYTES = 8, 2**25
-CPU_CHUNK_BYTES = 64 * 2**20
 MAIN = 3  # copies of a bundle's values that an update holds: new value and two averages, before the old ones go
 
 
@@ -116,11 +115,11 @@ def training_phases(work: Training, *, reserve: int = 0, resident: dict[str, int
     per_block = work.held(block, from_stage=2) * one
     outer = trained * one - per_block * count  # patches, time, head: small
     waiting = trained * _sum_bytes(work) if work.accumulation > 1 else 0  # the sum so far
-    kept = [_kept(work, index) for index in range(count)]
+    kept = [kept_between_passes(work, index) for index in range(count)]
     communication = _communication(work)
     phases = []
     for name, index in (("backward, last block", count - 1), ("backward, first block", 0)):
-        done = outer + per_block * (count - 1 - index)
+        done = 0 if work.in_backward else outer + per_block * (count - 1 - index)
         phases.append(
             Phase(
                 name=name,
@@ -135,50 +134,42 @@ def training_phases(work: Training, *, reserve: int = 0, resident: dict[str, int
             )
         )
     gradients = work.held(work.trained, from_stage=1 if work.ours else 2) * _sum_bytes(work)
+    if work.in_backward:
+        gradients = largest_hand_out(work.trained) * item
     update = {"gradients": gradients, "block": update_bytes(work), "communication": communication}
     phases.append(Phase(name="optimiser update", bytes=held | update))
     return [Phase(name=p.name, bytes={k: v for k, v in p.bytes.items() if v}) for p in phases]
 
 
-def attention_workspace(work: Training) -> int:
-    """Bytes of temporaries inside attention's gradient: none for the fused kernel, chunks of scores on the CPU.
+def largest_hand_out(table: ParamTable) -> int:
+    """Elements of the parameters that the model hands out together: a block, or what comes before or after them."""
+    sizes: dict[str, int] = {}
+    for name, spec in table.items():
+        parts = name.split(".")
+        key = ".".join(parts[:2]) if parts[0] == "transformer_blocks" else TAIL.get(parts[0], parts[0])
+        sizes[key] = sizes.get(key, 0) + math.prod(spec.shape)
+    return max(sizes.values())
 
-    A chunk of our gradient holds scores, their softmax, the gradient of the weights, the widened inner products and
-    the product: five of ``core.ops_cpu.CHUNK_BYTES`` at most. Where one chunk is enough, MindSpore differentiates
-    matmul, softmax, matmul itself and holds ten (measured: docs/design/016 says on which runs).
+
+TAIL: dict[str, str] = dict.fromkeys(("norm_final", "norm_out", "proj_out"), "tail")
+
+
+def attention_workspace(work: Training) -> int:
+    """Bytes of temporaries inside attention's gradient: none for fused kernels on a device.
+
+    Ours on the CPU (``core/kernels_attention.cpp``) has transposed keys and values and a block's scores and slopes in
+    each thread, and as many threads as work: one for each head of each sample, up to the machine's cores, of which one
+    is counted here. Without a C++ compiler MindSpore's operators hold matrices of scores, which are not in the plan.
     """
     if work.code != "cpu":
         return 0
-    whole = cpu_scores(work)
-    if not cpu_chunked(work) and work.recompute != "keep_attention":
-        copies = CPU_WHOLE_COPIES - (1 if work.recompute == "none" else 0)  # one is among what the block keeps
-        return copies * whole
-    rows = min(_cpu_rows(work), work.tokens)
-    return CPU_CHUNK_COPIES * whole * rows // work.tokens
+    size = -(-work.config.attention_head_dim // CPU_LANES) * CPU_LANES
+    keys = -(-work.tokens // CPU_PANEL) * CPU_PANEL
+    block = max(8, min(CPU_QUERIES, CPU_SCORES // keys // 8 * 8))
+    return 4 * (2 * keys * size + block * (2 * keys + 3 * size))
 
 
-CPU_CHUNK_COPIES, CPU_WHOLE_COPIES = 5, 10
-
-
-def _cpu_rows(work: Training) -> int:
-    return max(16, CPU_CHUNK_BYTES // (4 * work.batch * work.config.num_attention_heads * work.tokens))
-
-
-def cpu_chunked(work: Training) -> bool:
-    """Whether ``core.ops_cpu`` cuts the queries: then no gradient reads the whole matrix of weights."""
-    return _cpu_rows(work) < work.tokens
-
-
-def cpu_scores(work: Training) -> int:
-    """Bytes of one fp32 matrix of scores of all heads and samples."""
-    return 4 * work.batch * work.config.num_attention_heads * work.tokens**2
-
-
-def _kept(work: Training, index: int) -> int:
-    """``kept_between_passes``, and on the CPU the softmax weights that plain attention's gradient reads."""
-    kept = kept_between_passes(work, index)
-    keeps_all = work.recompute == "none" or index % work.recompute_every
-    return kept + (cpu_scores(work) if work.code == "cpu" and keeps_all and not cpu_chunked(work) else 0)
+CPU_LANES, CPU_PANEL, CPU_QUERIES, CPU_SCORES = 16, 48, 64, 2**17  # of core/kernels_attention.cpp
 
 
 def _communication(work: Training) -> int:
@@ -195,7 +186,11 @@ def _communication(work: Training) -> int:
 
 
 def update_bytes(work: Training) -> int:
-    """Bytes that one bundle of the update holds beside the state: new value and averages, and fp32 gradients."""
+    """Bytes that one bundle of the update holds beside the state: new value and averages, and fp32 gradients.
+
+    None where kernels do it in place: on the CPU, but for CAME's parts."""
+    if work.code == "cpu" and (work.optimizer == "adamw" or work.parts(from_stage=1) == 1):
+        return 0  # kernels, in place
     largest = 0
     for spec in work.trained.values():
         one = 4 * math.prod(held_shape(tuple(spec.shape), work.parts(from_stage=1), padded=work.ours))

@@ -46,7 +46,7 @@ class Training:
     trained (the transformer's or a LoRA's) and ``trained_itemsize`` its bytes. ``code`` is whose block is run, which
     decides what a block keeps: ours on Ascend or the CPU, mindone's on Ascend, diffusers' with torch.
     ``state_itemsize``: bytes of an element of the optimiser's averages (ours: fp32 always). ``zero_ranks``: ranks that
-    ZeRO spreads over, None for all.
+    ZeRO spreads over, None for all. ``in_backward``: the optimiser works in the backward pass.
     """
 
     config: TransformerConfig
@@ -69,6 +69,7 @@ class Training:
     ema: bool = False
     recompute: Recompute = "none"
     recompute_every: int = 1
+    in_backward: bool = False
     code: Code = "ascend"
 
     @property
@@ -177,6 +178,7 @@ def training_of(recipe: Any, sizes: Sizes, *, size: tuple[int, int, int, int] | 
         ema=recipe.ema is not None,
         recompute=section.recompute,
         recompute_every=section.recompute_every,
+        in_backward=section.optimizer_in_backward,
         code="ascend" if device == "ascend" else "cpu",
     )
 

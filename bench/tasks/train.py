@@ -250,10 +250,11 @@ def _state(
     parameters = transformer.trainable_params() if lora is None else lora.parameters
     zero = train_setup.spread(recipe, transformer, parameters, processes, stored)
     optimizer, scale = train_setup.make_optimizer(recipe, zero), train_setup.make_loss_scale(recipe)
+    in_backward = train_setup.make_in_backward(recipe, transformer, zero, optimizer)
     step_fn = TrainStep(
         transformer, scheduler, optimizer, max_grad_norm=section.max_grad_norm, seed=recipe.seed, loss=section.loss,
         timesteps=section.timesteps, loss_scale=scale, max_skips=section.loss_scale.max_skips, zero=zero,
-        data_ranks=processes.mesh.data,
+        data_ranks=processes.mesh.data, in_backward=in_backward,
     )  # fmt: skip
     ema = train_setup.make_ema(recipe, zero.parameters)
     return TrainingState(

@@ -226,6 +226,13 @@ def make_optimizer(recipe: Any, zero: Any) -> Any:
     return CAME(zero.parameters, **options, **zero.came_options())
 
 
+def make_in_backward(recipe: Any, transformer: Any, zero: Any, optimizer: Any) -> Any:
+    """``core.train.in_backward.InBackward`` if the recipe asks for it, else None."""
+    from core.train.in_backward import InBackward  # noqa: PLC0415
+
+    return InBackward(transformer, zero, optimizer) if recipe.train.optimizer_in_backward else None
+
+
 def make_ema(recipe: Any, parameters: list[Any]) -> Any:
     """The average of ``parameters``, None without the section."""
     from core.optim.ema import EMA  # noqa: PLC0415

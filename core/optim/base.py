@@ -69,6 +69,8 @@ class Optimizer:
         self.states = [dict(state) for state in states]
         self._constants: list[State] = [{} for _ in self.parameters]  # more that ``update`` reads and nothing changes
         self.masters = {index: q.astype(ms.float32) for index, q in enumerate(self.parameters) if q.dtype != ms.float32}
+        self._now: tuple[ms.Tensor, ...] = ()  # what ``scalars`` gave for this step
+        self._some: dict[tuple[int, ...], ForEach] = {}
         shapes = [tuple(q.shape) for q in self.parameters]
         self._for_each = ForEach(
             update, shapes, [str(q.dtype) for q in self.parameters], statics, in_place, bundled=bundled
@@ -86,19 +88,38 @@ class Optimizer:
             lr: learning rate.
             factor: scalar that every gradient is multiplied by in fp32 (clipping, accumulation, 1 / loss scale).
         """
-        given = [tuple(g.shape) for g in gradients]
-        assert given == [tuple(q.shape) for q in self.parameters], (given, self.names)
+        self.begin(lr)
+        everything = range(len(self.parameters))
+        self._run(self._for_each, everything, gradients, factor)
+
+    def begin(self, lr: float) -> None:
+        """A step begins whose gradients come bit by bit: ``update_some`` follows, once for each parameter."""
         self.step_count += 1
+        self._now = self.scalars(lr)
+
+    def update_some(self, places: Sequence[int], gradients: Sequence[ms.Tensor], factor: ms.Tensor | float) -> None:
+        """``step`` for the parameters of these numbers."""
+        key = tuple(places)
+        if key not in self._some:
+            self._some[key] = self._for_each.of(key)
+        self._run(self._some[key], places, gradients, factor)
+
+    def _run(
+        self, for_each: ForEach, places: Sequence[int], gradients: Sequence[ms.Tensor], factor: ms.Tensor | float
+    ) -> None:
+        given = [tuple(g.shape) for g in gradients]
+        assert given == [tuple(self.parameters[place].shape) for place in places], (given, self.names)
         if not isinstance(factor, ms.Tensor):
             factor = ms.Tensor(factor, ms.float32)
 
-        def read(index: int) -> State:
+        def read(number: int) -> State:
+            place = places[number]
             return {
-                "value": self._value(index), "gradient": gradients[index], **self.states[index],
-                **self._constants[index],
+                "value": self._value(place), "gradient": gradients[number], **self.states[place],
+                **self._constants[place],
             }  # fmt: skip
 
-        self._for_each(read, self._write, factor, *self.scalars(lr))
+        for_each(read, lambda number, results: self._write(places[number], results), factor, *self._now)
 
     def exchanged(self) -> list[int]:
         """Elements of each mean over the processes that one step asks for: none where an update is elementwise."""

@@ -77,6 +77,7 @@ class ForEach:
         bundled: bool = False,
     ):
         self.in_place, self._bundled = in_place, bundled
+        self._shapes, self._types = list(shapes), list(types)
         self.statics = list(statics)
         keys = [
             (tuple(shape), kind, tuple(sorted(static.items(), key=lambda item: item[0])))
@@ -90,6 +91,12 @@ class ForEach:
             else bundles(keys, sizes)
         )
         self.update = update
+
+    def of(self, places: Sequence[int]) -> ForEach:
+        """The same for the tensors of these numbers, which are numbered anew."""
+        shapes, types = [self._shapes[place] for place in places], [self._types[place] for place in places]
+        statics = [self.statics[place] for place in places]
+        return ForEach(self.update, shapes, types, statics, self.in_place, bundled=self._bundled)
 
     def __call__(
         self, read: Callable[[int], dict[str, ms.Tensor]], write: Callable[[int, tuple], None], *scalars: ms.Tensor

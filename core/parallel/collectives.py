@@ -19,6 +19,7 @@ import numpy as np
 from mindspore import communication, mint, nn
 from mindspore import ops as _ops
 
+from core import ops
 from core.compiling import runtime
 from core.parallel.handles import Handle, start_hccl
 from core.parallel.mesh import Mesh
@@ -60,7 +61,8 @@ def _raw_composed(name: str, size: int, index: int) -> dict[Kind, Raw]:
 
     def reduce_scatter(x):
         length = x.shape[0] // size
-        return reduce(x)[index * length : (index + 1) * length]
+        # A copy: as a view it would keep all of the sum.
+        return mint.cat([reduce(x)[index * length : (index + 1) * length]], dim=0)
 
     def all_to_all(x):
         # [n, ...] of each of n processes -> [n, n, ...], of which column ``index`` is for this one.
@@ -113,6 +115,7 @@ class Group:
         raw: dict[Kind, Raw] = dict.fromkeys(kinds, _identity)
         self._name = ""
         if self.size > 1:
+            ops.return_large_memory()  # MindSpore's messages on the CPU
             self._name = _group_name(self.ranks)
             make = _raw_hccl if runtime.device == "Ascend" else _raw_composed
             raw = make(self._name, self.size, self.index)

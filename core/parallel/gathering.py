@@ -13,6 +13,7 @@ from core.parallel.ahead import Ahead
 from core.parallel.collectives import Group
 from core.parallel.cut import Cut
 from core.parallel.handles import Handle
+from core.parallel.reducing import whole
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class HandOut(nn.Cell):
     def construct(self, *parts):
         if self._resident is None:
             return tuple(self._gathering.gather(parts))
-        return tuple(q.view(q.shape) for q in self._resident)
+        return tuple(whole(q) for q in self._resident)
 
     def bprop(self, *values):
         gradients = values[-1]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mindspore as ms
-from mindspore import nn
+from mindspore import nn, ops
 
 from core.parallel.cut import Cut
 from core.parallel.handles import Handle
@@ -30,14 +30,25 @@ def buckets(cuts: Sequence[Cut], types: Sequence[Any]) -> Iterator[list[int]]:
         yield bucket
 
 
-def added(total: Sequence[Any], gradients: Sequence[Any]) -> list[Any]:
+def added(total: list[Any], gradients: list[Any]) -> list[Any]:
     """The sum of a step's gradients with those of one more micro-batch; ``total`` is empty before the first.
 
-    It is fp32 whatever the gradients' type: eight roundings of bf16 would cost a digit.
+    It is fp32 whatever the gradients' type: eight roundings of bf16 would cost a digit. Both lists are used up: a third
+    copy of all gradients never exists.
     """
     if not total:
         return list(gradients)
-    return [a + b.astype(ms.float32) for a, b in zip(total, gradients, strict=True)]
+    assert len(total) == len(gradients), (len(total), len(gradients))
+    for place in range(len(total)):
+        total[place] = total[place] + gradients[place].astype(ms.float32)
+        gradients[place] = None
+    return total
+
+
+def whole(parameter: ms.Parameter) -> ms.Tensor:
+    """The parameter as a tensor, for a Cell with a ``bprop`` to hand out: not as a view, which products would copy."""
+    alias: Any = ops.stop_gradient(parameter)
+    return alias
 
 
 class Watched(nn.Cell):
@@ -48,7 +59,7 @@ class Watched(nn.Cell):
         self._arrived = arrived
 
     def construct(self, *parameters):
-        return tuple(q.view(q.shape) for q in parameters)
+        return tuple(whole(q) for q in parameters)
 
     def bprop(self, *values):
         gradients = values[-1] if isinstance(values[-1], tuple) else (values[-1],)
@@ -119,4 +130,7 @@ class Reducer:
         self._handles.append((bucket, self._start(bucket, [self._found.pop(place) for place in bucket])))
 
     def _sum(self, place: int, gradient: Any) -> Any:
-        return added(self._total[place : place + 1], [gradient])[0]
+        if not self._total:
+            return gradient
+        before, self._total[place] = self._total[place], None
+        return added([before], [gradient])[0]

@@ -148,7 +148,7 @@ class Zero(HeldParts):
         if key not in self._cells:
             self._cells[key] = Watched(partial(self._reducer.arrived, places))
         self._reducer.handed(places)
-        result: Any = self._cells[key](*(self.whole[place].view(self.whole[place].shape) for place in places))
+        result: Any = self._cells[key](*(self.whole[place] for place in places))
         return list(result) if isinstance(result, tuple) else [result]
 
     def _gathered_early(self, place: tuple[str, ...]) -> Handle:
@@ -164,7 +164,7 @@ class Zero(HeldParts):
         """
         self._ahead.begin()
         if last:
-            self._total = list(total)
+            self._total = [] if self._watches else list(total)
             if self._watches:
                 self._reducer.last_backward(total)
 
@@ -172,7 +172,7 @@ class Zero(HeldParts):
     def _watches(self) -> bool:
         return self.stage < 2 and self.group.size > 1
 
-    def reduced(self, gradients: Sequence[Any]) -> list[Any]:
+    def reduced(self, gradients: list[Any]) -> list[Any]:
         """The last micro-batch's gradients of ``variables`` -> those of ``parameters``, of the step, over all ranks."""
         self._ahead.end()
         gradients = self._over_group(gradients)
@@ -188,7 +188,7 @@ class Zero(HeldParts):
                 result[index] = tensor
         return result
 
-    def _over_group(self, gradients: Sequence[Any]) -> list[Any]:
+    def _over_group(self, gradients: list[Any]) -> list[Any]:
         if self.stage == 1 and self.group.size == 1:
             self._reducer.last_backward(self._total)
         elif not self._watches:
@@ -251,7 +251,7 @@ class Zero(HeldParts):
         if self.stage == 0:
             for whole, master, stored in zip(self.whole, self.parameters, self.types, strict=True):
                 if master is not whole:
-                    whole.set_data(master.view(master.shape).astype(stored))
+                    whole.copy_(master.view(master.shape).astype(stored))
             return
         if self.stage == 3:
             return
@@ -260,4 +260,5 @@ class Zero(HeldParts):
             gathering = Gathering(self.group, (), tuple(self.cuts[i] for i in bucket), stored, stored)
             found = gathering.gather([self.parameters[i].view(self.parameters[i].shape) for i in bucket])
             for index, tensor in zip(bucket, found, strict=True):
-                self.whole[index].set_data(tensor.astype(self.types[index]))
+                # In place: as a piece of the message it would keep all of it, and products copy what is a view.
+                self.whole[index].copy_(tensor.astype(self.types[index]))

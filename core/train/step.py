@@ -15,6 +15,7 @@ from core.parallel.collectives import alone
 from core.parallel.reducing import added
 from core.parallel.zero import Zero
 from core.schedulers.base import Scheduler
+from core.train.in_backward import InBackward
 from core.train.loss import LOSSES, LossKind, TimestepKind, draw_timesteps, loss_inputs, noise_of
 
 
@@ -60,6 +61,7 @@ class TrainStep:
         zero: what of the parameters this process holds and exchanges; ``optimizer.parameters`` are its ``parameters``.
             None is for the only process.
         data_ranks: number of processes, or groups of them, that work on other samples of the step.
+        in_backward: updates while gradients are computed (one process, one micro-batch, no clipping, no loss scale).
     """
 
     def __init__(
@@ -76,7 +78,10 @@ class TrainStep:
         max_skips: int = 20,
         zero: Zero | None = None,
         data_ranks: int = 1,
+        in_backward: InBackward | None = None,
     ):
+        assert in_backward is None or (max_grad_norm is None and loss_scale is None and data_ranks == 1)
+        self.in_backward = in_backward
         self.zero = zero or Zero(transformer, optimizer.parameters, alone().world, 0, masters=False)
         self.data_ranks = data_ranks
         self.scheduler, self.optimizer, self.loss_scale = scheduler, optimizer, loss_scale
@@ -89,7 +94,8 @@ class TrainStep:
         def scaled(scale, text, noisy, timesteps, *rest):
             return LOSSES[loss](transformer, noisy, text, timesteps, *rest) * scale
 
-        self._gradients = ops.value_and_gradients(scaled, self.zero.variables)
+        variables = self.zero.variables if in_backward is None else in_backward.variables
+        self._gradients = ops.value_and_gradients(scaled, variables)
 
     def __call__(self, step: int, batches: Sequence[Batch], lr: float) -> StepResult:
         """Runs optimiser step ``step`` on this process's micro-batches, one or more of equal size.
@@ -100,9 +106,12 @@ class TrainStep:
             FloatingPointError: the loss or the gradients are not finite and a smaller loss scale can't help; nothing
                 was updated.
         """
+        if self.in_backward is not None:
+            return self._at_once(step, batches, lr)
         scale = 1.0 if self.loss_scale is None else float(self.loss_scale.value)
         losses, gradients = self._passes(step, batches, scale)
         total = self.zero.reduced(gradients)
+        gradients = []  # where they were summed they are another copy
         if self.gradient_bytes is None:
             self.gradient_bytes = sum(gradient.size * gradient.itemsize for gradient in total)
         parts = len(batches) * self.data_ranks
@@ -119,20 +128,34 @@ class TrainStep:
             self.zero.updated(self.optimizer)
         return StepResult(loss=loss, grad_norm=grad_norm, skipped=overflowed)
 
+    def _at_once(self, step: int, batches: Sequence[Batch], lr: float) -> StepResult:
+        """The step whose updates happen in the backward pass: what is not finite is seen when they are done."""
+        assert self.in_backward is not None
+        assert len(batches) == 1, "gradients of several micro-batches are summed first"
+        self.in_backward.begin(lr, 1.0)
+        (loss,), _ = self._passes(step, batches, 1.0)
+        norm = float(self.in_backward.finish())
+        self.gradient_bytes = self.in_backward.largest
+        if not np.isfinite(loss) or not np.isfinite(norm):
+            raise FloatingPointError(f"{self._report(step, batches, loss, norm)}; parameters are updated already")
+        self.zero.updated(self.optimizer)
+        return StepResult(loss=loss, grad_norm=norm)
+
     def _passes(self, step: int, batches: Sequence[Batch], scale: float) -> tuple[list[float], list[ms.Tensor]]:
         """Losses, and the last micro-batch's scaled gradients; ``zero`` has the sum of those before."""
         count = sum(len(batch.samples) for batch in batches) * self.data_ranks
         factor = ms.Tensor(scale, ms.float32)
         losses: list[float] = []
         total: list[ms.Tensor] = []
-        gradients: list[ms.Tensor] = []
+        gradients: list[Any] = []
         for number, batch in enumerate(batches, start=1):
             self.zero.next_pass(total, last=number == len(batches))
             arrays = [np.ascontiguousarray(a) for a in (batch.text, *self._inputs(step, batch, count))]
-            loss, gradients = self._gradients(factor, *(ms.Tensor(a) for a in arrays))
+            loss, found = self._gradients(factor, *(ms.Tensor(a) for a in arrays))
+            gradients, found = list(found), None
             losses.append(float(loss) / scale)
             total = added(total, gradients) if number < len(batches) else []
-        return losses, list(gradients)
+        return losses, gradients
 
     def _inputs(self, step: int, batch: Batch, count: int) -> tuple[np.ndarray, ...]:
         steps = self.scheduler.config.num_train_timesteps

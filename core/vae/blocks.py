@@ -13,10 +13,13 @@ Where norms are our own kernels, a block outside a compiled function goes withou
 
 from __future__ import annotations
 
+import math
+
 import mindspore as ms
 from mindspore import mint
 
 from core import ops, ops_modulation
+from core.model import Unread
 from core.vae.conv import causal_conv3d, conv, copied, handed_over_conv, handed_over_conv3d
 
 SPATIAL_NORM_EPS = 1e-6  # fixed in the reference, whatever norm_eps says
@@ -84,25 +87,52 @@ def fuses(x):
     return ops.norms_are_kernels() and x.dtype == ms.float32
 
 
+PIECE_BYTES = 2**22  # of a kernel that is read from the disk: each piece makes the norm anew
+
+
+def _kernel_pieces(convolution, x, added):
+    """Kernel, bias and what is added for some output channels of the convolution of ``x`` at a time.
+
+    All at once, where nothing has to be read, or where the results, which are joined, outweigh the kernel.
+    """
+    kernel, bias = convolution.unread("conv.weight"), convolution["conv.bias"]
+    if not isinstance(kernel, Unread):
+        yield kernel, bias, added
+        return
+    outputs = kernel.shape[0]
+    if math.prod(kernel.shape[1:]) <= x.shape[0] * math.prod(x.shape[2:]):
+        yield kernel.read(), bias, added
+        return
+    step = max(8, PIECE_BYTES // (4 * math.prod(kernel.shape[1:])) // 8 * 8)
+    for first in range(0, outputs, step):
+        last = min(outputs, first + step)
+        yield kernel.rows(first, last), bias[first:last], None if added is None else added[:, first:last]
+
+
 def norm_conv(norm, convolution, x, z, cache, *, groups, eps, added=None):
-    """``causal_conv3d`` of ``norm_silu`` in one operator, see ``fuses``: ``-> ([B, O, T, H, W] + added, cache)``."""
+    """``causal_conv3d`` of ``norm_silu`` in one operator, see ``fuses``: ``-> ([B, O, T, H, W] + added, cache)``.
+
+    ``norm``, ``convolution``: what ``Handed.inside`` gives; a kernel on the disk is read in pieces.
+    """
     weight, bias, scale, shift = _modulation(norm, z)
-    kernel, eps = convolution["conv.weight"], eps if z is None else SPATIAL_NORM_EPS
+    eps = eps if z is None else SPATIAL_NORM_EPS
     handed_over = callable(cache)
     if handed_over:
         # The norm twice, which costs less time than its result would cost memory beside the convolution's.
         h = ops.group_norm_silu(x, groups, weight, bias, eps, scale, shift)
-        end = copied(h[:, :, h.shape[2] + 1 - kernel.shape[2] :])
+        end = copied(h[:, :, h.shape[2] + 1 - convolution.unread("conv.weight").shape[2] :])
         h = None
         cache = cache(end)
-    convolved = (kernel, convolution["conv.bias"], added)
-    y, cache = ops.norm_conv3d(x, groups, weight, bias, eps, scale, shift, cache, *convolved)
-    return y, None if handed_over else cache
+    normed, parts, new = (x, groups, weight, bias, eps, scale, shift, cache), [], None
+    for piece in _kernel_pieces(convolution, x, added):
+        y, new = ops.norm_conv3d(*normed, *piece)
+        parts.append(y)
+    return parts[0] if len(parts) == 1 else mint.cat(parts, 1), None if handed_over else new
 
 
 def _fused_resnet(p, x, z, cache1, cache2, *, groups, eps):
     shortcut = "conv_shortcut.weight" in p
-    one, two = [(_inside(p, f"norm{n}"), _inside(p, f"conv{n}")) for n in (1, 2)]
+    one, two = [(p.inside(f"norm{n}"), p.inside(f"conv{n}")) for n in (1, 2)]
     h, cache1 = norm_conv(*one, x, z, cache1, groups=groups, eps=eps)
     h, cache2 = norm_conv(*two, h, z, cache2, groups=groups, eps=eps, added=None if shortcut else x)
     if shortcut:
@@ -161,7 +191,8 @@ def lone_upsampler(p, x, *, expand_time):
     """``upsampler`` outside a compiled block: where ``fuses``, the widened features never exist."""
     if not fuses(x):
         return upsampler(p, x, expand_time=expand_time)
-    weight = p["conv.weight"].reshape(*p["conv.weight"].shape[:2], 1, *p["conv.weight"].shape[2:])
+    weight = p["conv.weight"]
+    weight = weight.reshape(*weight.shape[:2], 1, *weight.shape[2:])
     return ops.upsampled_conv3d(x, 2 if expand_time else 1, weight, p["conv.bias"])
 
 

@@ -49,8 +49,10 @@ class PairedTraining(Section):
     """``sft`` trains every parameter, ``lora`` low-rank additions to some."""
     recompute: RecomputeMode = "none"
     """``all``: blocks are computed again in the backward pass on both sides (diffusers: gradient checkpointing)."""
-    max_grad_norm: Annotated[FiniteFloat, Field(gt=0)] = 1.0
-    """Global norm that gradients are scaled down to."""
+    max_grad_norm: Annotated[FiniteFloat, Field(gt=0)] | None = 1.0
+    """Global norm that gradients are scaled down to; null: never."""
+    optimizer_in_backward: bool = False
+    """Parameters are updated as soon as their gradients are there, which are freed then; without clipping."""
 
 
 class PairedSampling(Section):

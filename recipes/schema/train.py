@@ -141,6 +141,9 @@ class Training(Section):
     """Blocks computed again in the backward pass; ``keep_attention`` keeps their attention. true: all, false: none."""
     recompute_every: Positive = 1
     """With recompute: only every n-th block."""
+    optimizer_in_backward: bool = False
+    """Each block is updated in the backward pass, as soon as its gradients are there, which are freed then. For one
+    process, method sft, without clipping, accumulation or loss scale."""
     loss_scale: LossScaling = LossScaling()
     odd_latents: Literal["pad_first", "pad_last", "refuse"] = "pad_first"
     """For models with patch_size_t 2 and an odd number of latent frames: repeat the first or last, or refuse."""

@@ -287,9 +287,15 @@ def test_dry_run_says_what_is_missing_here(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_constants_that_are_copied_from_modules_with_mindspore() -> None:
-    from core import ops_cpu, weights
+    from core import native, weights
     from core.optim import foreach
+    from core.vae import blocks
 
     assert (foreach.MAX_TENSORS, foreach.MAX_BYTES) == (memory.MAX_TENSORS, memory.MAX_BYTES)
-    assert memory.CPU_CHUNK_BYTES == ops_cpu.CHUNK_BYTES
-    assert encoders.SMALL_BYTES == weights.SMALL_BYTES
+    (source,) = (path.read_text() for path in native.SOURCES if path.name == "kernels_attention.cpp")
+    assert "kLanes = 16;" in native.HEADERS[0].read_text()
+    for line in ("kPanel = 3 * kLanes;", "kScores = 1 << 17;", "kMostQueries = 64;"):
+        assert line in source
+    kernel = (memory.CPU_LANES, memory.CPU_PANEL, memory.CPU_SCORES, memory.CPU_QUERIES)
+    assert kernel == (16, 48, 1 << 17, 64)
+    assert (encoders.SMALL_BYTES, encoders.PIECE_BYTES) == (weights.SMALL_BYTES, blocks.PIECE_BYTES)

@@ -382,7 +382,7 @@ def test_processes_that_start_together_share_one_file(tmp_path):
 
 
 def test_the_source_is_package_data_and_in_the_codes_digest():
-    sources = (native.HEADER, *native.SOURCES)
+    sources = (*native.HEADERS, *native.SOURCES)
     assert all(path.suffix in environment._CODE_SUFFIXES for path in sources)
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert all(any(path.match(pattern) for pattern in setup["package-data"]["core"]) for path in sources)

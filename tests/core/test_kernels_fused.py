@@ -11,6 +11,7 @@ from mindspore import mint
 from mindspore.ops import GradOperation
 
 from core import native, ops
+from core.model import Handed
 from core.ops_modulation import upsample
 from core.vae import blocks
 from core.vae.conv import causal_conv3d
@@ -128,7 +129,7 @@ def test_a_resnet_has_the_bits_of_one_from_operators(monkeypatch, shortcut):
     if shortcut:
         p |= {"conv_shortcut.weight": _random(8, 6, 1, 1, 1), "conv_shortcut.bias": _random(8, seed=4)}
     x, caches = _random(1, 6, 3, 5, 7), (_random(1, 6, 2, 5, 7, seed=8), _random(1, channels, 2, 5, 7, seed=9))
-    ours = blocks.resnet(p, x, None, *caches, groups=2, eps=1e-6)
+    ours = blocks.resnet(Handed(p, frozenset()), x, None, *caches, groups=2, eps=1e-6)
     monkeypatch.setattr(blocks, "fuses", lambda x: False)
     expected = blocks.resnet(p, x, None, *caches, groups=2, eps=1e-6)
     for one, other in zip(ours, expected, strict=True):

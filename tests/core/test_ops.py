@@ -84,7 +84,7 @@ def test_attention_in_chunks_equals_whole(mode, monkeypatch):
     q, k, v, g = (_random(1, 2, 40, 8, seed=s) for s in range(4))
 
     def results():
-        ops.configure(mode=mode)
+        ops.configure(mode=mode, kernels="operators")
         attend = ops.compiled(lambda_free_attention)
         value = GradOperation(get_all=True, sens_param=True)(lambda a, b, c: attend({}, a, b, c))
         return [_value(attend({}, q, k, v)), *map(_value, value(q, k, v, g))]

@@ -265,7 +265,7 @@ def test_learned_positions_know_one_size():
 )
 def test_attention_in_chunks_gives_the_same_gradients(recompute, monkeypatch):
     """Two blocks, each with its own chunked attention: the custom backward of one must not serve the other."""
-    ops.configure(mode="graph")
+    ops.configure(mode="graph", kernels="operators")
     gradients = []
     for limit in (ops_cpu.CHUNK_BYTES, 4 * 2 * 4 * 30 * 8):
         monkeypatch.setattr(ops_cpu, "CHUNK_BYTES", limit)

@@ -35,6 +35,9 @@ def in_buckets(*buckets: dict[str, Any], **more: Any) -> dict[str, Any]:
     return data
 
 
+AT_ONCE = {"optimizer_in_backward": True, "max_grad_norm": None}
+
+
 @pytest.mark.parametrize(
     ("data", "key", "words"),
     [
@@ -60,6 +63,19 @@ def in_buckets(*buckets: dict[str, Any], **more: Any) -> dict[str, Any]:
         (train(lora=LORA), "lora", "which trains every parameter"),
         (train(train={"merge_lora": True}), "train.merge_lora", "nothing to merge"),
         (train(train={"recompute_every": 2}), "train.recompute_every", "no block is computed again"),
+        (train(train=AT_ONCE | {"max_grad_norm": 1.0}), "train.max_grad_norm", "need null: the norm of all gradients"),
+        (
+            train(train=AT_ONCE | {"gradient_accumulation_steps": 2}),
+            "train.gradient_accumulation_steps",
+            "got 2 with optimizer_in_backward, need 1",
+        ),
+        (
+            train(train=AT_ONCE | {"loss_scale": {"kind": "static"}}),
+            "train.loss_scale.kind",
+            "an overflow is seen too late",
+        ),
+        (train(train=AT_ONCE | {"method": "lora"}, lora=LORA), "train.method", "need sft: a LoRA's gradients"),
+        (train(train=AT_ONCE, runtime={"workers": 2}), "runtime.workers", "need 1: gradients are not summed"),
         (train(train={"keep_checkpoints": 2}), "train.keep_checkpoints", "without save_every"),
         (train(lr_schedule={"name": "cosine", "end": 1.0}), "lr_schedule.end", "need at most optimizer.lr 0.0001"),
         (train(lr_schedule={"name": "cosine", "warmup_steps": 3}), "lr_schedule.warmup_steps", "less than train.steps"),

@@ -32,13 +32,9 @@ def captions(**choice) -> set[str]:
     }
 
 
-TRAININGS = ("tiny/train.yaml", "tiny/world_long.yaml")
-
-
-@pytest.mark.parametrize("name", [*TRAININGS, "tiny/world_score.yaml", "tiny/world_timesteps.yaml"])
+@pytest.mark.parametrize("name", ["tiny/train.yaml", "tiny/world_score.yaml", "tiny/world_timesteps.yaml"])
 def test_prompts_are_the_combinations_that_training_leaves_out(name: str) -> None:
-    clips = stages("tiny/world_long.yaml")["clips"]["clips"]
-    assert stages("tiny/train.yaml")["clips"]["clips"] == clips
+    clips = stages("tiny/train.yaml")["clips"]["clips"]
     choice = {key: clips[key] for key in ("shapes", "colors", "motions", "hold_out", "hold_out_seed")}
     held_out = captions(**choice, part="held_out")
     asked = [set(stage["prompts"]) for stage in stages(name).values() if stage["kind"] == "generate"]
@@ -48,7 +44,7 @@ def test_prompts_are_the_combinations_that_training_leaves_out(name: str) -> Non
 
 
 def test_all_recipes_of_the_world_draw_shapes_of_one_size() -> None:
-    names = ("tiny/world_vae.yaml", "tiny/world_reconstruction.yaml", "tiny/world_long.yaml", "quickstart.yaml")
+    names = ("tiny/world_vae.yaml", "tiny/world_reconstruction.yaml", "tiny/train.yaml", "quickstart.yaml")
     clips = [stage["clips"] for name in names for stage in stages(name).values() if stage["kind"] == "make-clips"]
     assert len(clips) == 5
     assert len({tuple(drawn["size"]) for drawn in clips}) == 1
@@ -60,30 +56,22 @@ def test_sizes_begin_with_the_smallest() -> None:
         from_dict(minimal("make-clips", clips=clips))
 
 
-@pytest.mark.parametrize("recipe", TRAININGS)
-def test_scores_against_training_steps_are_of_checkpoints_that_the_run_keeps(recipe: str) -> None:
-    found = stages(recipe)
-    parts = {name: stage["train"] for name, stage in found.items() if stage["kind"] == "train"}
-    *_, last = parts
-    assert found["world"]["components"]["transformer"] == f"@{last}/transformer_ema"
-    before = {"train": 0}
-    if "train-more" in parts:
-        assert found["train-more"]["model"]["transformer"] == "@train/transformer_ema"
-        before["train-more"] = parts["train"]["steps"]
-    for section in parts.values():
-        assert section.get("keep_checkpoints") is None
-    for name, stage in found.items():
-        if stage["kind"] != "judge":
-            continue
+def test_scores_against_training_steps_are_of_checkpoints_that_the_run_keeps() -> None:
+    found = stages("tiny/train.yaml")
+    section = found["train"]["train"]
+    assert found["world"]["components"]["transformer"] == "@train/transformer_ema"
+    assert section.get("keep_checkpoints") is None
+    judged = {name: stage for name, stage in found.items() if stage["kind"] == "judge"}
+    assert len(judged) == 3 + section["steps"] // section["save_every"] - 1
+    for name, stage in judged.items():
         steps, source = stage["training_steps"], found[stage["videos"].removeprefix("@")]
-        where = source["model"].get("transformer") or f"@{last}/transformer_ema"
-        part = where.removeprefix("@").split("/")[0]
-        own, section = steps - before[part], parts[part]
-        if where.endswith("/transformer_ema"):
-            assert own == section["steps"], name
+        where = source["model"].get("transformer")
+        if where is None:
+            assert source["model"]["path"] == "@world", name
+            assert steps == section["steps"], name
         else:
-            assert where == f"@{part}/checkpoint-{own:06d}/ema", name
-            assert own % section["save_every"] == 0
+            assert where == f"@train/checkpoint-{steps:06d}/ema", name
+            assert steps % section["save_every"] == 0
 
 
 def test_the_quickstart_shows_a_colour_that_only_the_vae_has_seen() -> None:

@@ -46,7 +46,7 @@ def test_a_changed_digit_and_a_changed_file_are_refuted(root: Path) -> None:
     assert _status(root) == "refuted"
     page.write_text(right)
     stored = json.loads((root / STORED).read_text())
-    stored[train_memory.REFERENCE]["steady"] += 50 * 2**20
+    stored[next(iter(stored))][train_memory.REFERENCE]["steady"] += 50 * 2**20
     (root / STORED).write_text(json.dumps(stored))
     assert _status(root) == "refuted"
 

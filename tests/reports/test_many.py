@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cProfile
+import gc
 from pathlib import Path
 
 from bench import record as records
@@ -21,12 +22,19 @@ def _folder(tmp_path: Path, count: int) -> Path:
 
 
 def _calls(folder: Path) -> int:
-    """Function calls from files to the rows of a page: a count, so it is the same on any machine."""
+    """Function calls from files to the rows of a page: a count, so it is the same on any machine.
+
+    Without the garbage collector, whose callbacks (hypothesis has one) are calls, too.
+    """
     profile = cProfile.Profile()
-    profile.enable()
-    collection = collect([folder])
-    rows_html(summary_table(collection.runs))
-    profile.disable()
+    gc.disable()
+    try:
+        profile.enable()
+        collection = collect([folder])
+        rows_html(summary_table(collection.runs))
+        profile.disable()
+    finally:
+        gc.enable()
     return sum(entry.callcount for entry in profile.getstats())
 
 

@@ -208,4 +208,6 @@ def test_a_training_step_sums_while_it_computes(stage, kind, micro_batches, monk
 def test_the_sum_over_micro_batches_is_fp32():
     half = [ms.Tensor(np.ones(2, np.float32)).astype(ms.bfloat16)]
     assert added([], half)[0].dtype == ms.bfloat16
-    assert added(half, half)[0].dtype == ms.float32
+    total, more = list(half), list(half)
+    assert added(total, more)[0].dtype == ms.float32
+    assert more == [None], "no third copy"
