@@ -15,7 +15,7 @@ _RANK_FIELDS = ("device_allocated_peak_bytes", "device_reserved_peak_bytes", "pr
 _NO_REPORT = "no rank reported it: they ended before they could"
 # How MindSpore (host and Ascend) and the C++ runtime say that memory ran out.
 OOM_TEXT = re.compile(
-    r"(Memory not enough|Failed to alloc memory|Out of memory|Allocate (?:device )?memory failed|std::bad_alloc"
+    r"(Memory not enough|Failed to alloc memory|Out of memory|Allocate (?:\w+ )?memory failed|std::bad_alloc"
     r"|Unable to allocate .* for an array|Cannot allocate memory|^MemoryError\b|Malloc device memory failed)",
     re.IGNORECASE | re.MULTILINE,
 )

@@ -156,6 +156,7 @@ def test_the_seed_log_level_and_determinism_reach_the_child(monkeypatch):
         "Memory not enough: device 0",
         "RuntimeError: Failed to alloc memory pool",
         "RuntimeError: Allocate device memory failed, alloc size:64225280B",
+        "RuntimeError: Allocate output memory failed, alloc node:Default/Custom-op9 alloc size:31195136B",
         "terminate called after throwing an instance of 'std::bad_alloc'",
         "numpy.core._exceptions._ArrayMemoryError: Unable to allocate 8.00 GiB for an array with shape (1,)",
         "x\nMemoryError\n",
