@@ -67,7 +67,8 @@ class Handed(dict[str, ms.Tensor]):
     def inside(self, name: str) -> Handed:
         """What is called ``name.*``, by the rest of its name; nothing is read."""
         place = len(name) + 1
-        return Handed({k[place:]: self.unread(k) for k in self if k.startswith(name + ".")}, frozenset())  # type: ignore[misc]
+        held: dict[str, Any] = {k[place:]: self.unread(k) for k in self if k.startswith(name + ".")}
+        return Handed(held, frozenset())
 
     def get(self, name: str, default: Any = None) -> Any:
         """As a dict's."""

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -15,10 +11,9 @@ import pytest
 from mindspore.ops import GradOperation
 
 from core import native, ops, ops_cpu
+from tests.core.kernel_bits import assert_same_with_any_threads, narrow_library
 from tests.core.test_kernels import _direct as direct
 from tests.tolerances import OPERATOR, OPERATOR_GRADIENT, relative_error
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # x, weight, stride, padding; sizes around the register tiles (8 outputs, 3 x 16 places) and the packed pieces.
 CASES: dict[str, tuple] = {
@@ -200,24 +195,15 @@ def test_sixty_calls_and_any_number_of_threads_give_the_same_bits():
     gradient = _random(1, 24, 1, 40, 40, seed=3)
     again = {_digest(x * np.float32(1e-38), weight, bias, gradient, *CASES[case][2:]) for _ in range(60)}
     assert again == {first[case]}
-    for cores in ("range(1)", "range(os.cpu_count())"):
-        program = (
-            f"import os, sys; os.sched_setaffinity(0, {cores}); sys.path.insert(0, {str(ROOT)!r})\n"
-            "from tests.core import test_kernels_conv as t; print('DIGESTS', t._digests())"
-        )
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
-        assert f"DIGESTS {first}" in done.stdout
+    assert_same_with_any_threads("test_kernels_conv", first)
 
 
 def test_narrower_vectors_give_the_same_bits(tmp_path):
     """A library for AVX2 on a machine that has more."""
-    compiler = next((found for name in native.COMPILERS if (found := shutil.which(name))), None)
-    if compiler is None or "avx2" not in Path("/proc/cpuinfo").read_text():
+    narrow = narrow_library(tmp_path)
+    if narrow is None:
         assert ops.chosen_kernels()  # nothing to compare on this machine
         return
-    flags = [flag if flag != "-march=native" else "-march=haswell" for flag in native.FLAGS]
-    narrow = tmp_path / "narrow.so"
-    subprocess.run([compiler, *flags, "-o", str(narrow), *map(str, native.SOURCES)], check=True, timeout=120)
     for case in ("causal", "rgb", "strides", "downsampling"):
         x, weight, bias = _arrays(case)
         stride, padding = CASES[case][2:]
