@@ -228,3 +228,24 @@ def test_skipped_steps_are_counted(world, tmp_path, monkeypatch):
     assert notes(log)["skipped_steps"] == 1
     extras = [step["extra"] for step in train_world.events(log, "step")]
     assert [(e["skipped"], e["loss_scale"]) for e in extras] == [(False, 8.0), (True, 4.0), (False, 4.0)]
+
+
+def test_the_optimiser_in_the_backward_pass_resumes_averages_and_validates(world, tmp_path):
+    """A run of its own, one that goes on from its checkpoint, and one without it: the same bits."""
+    train = {"steps": 3, "save_every": 2, "max_grad_norm": None, "gradient_accumulation_steps": 1}
+    train["optimizer_in_backward"] = True
+    recipe = train_world.recipe(world, train=train, ema={"decay": 0.5, "warmup": False})
+    recipe["validation"] = train_world.held_out(world)
+    log = run_here(recipe, tmp_path / "out")
+    assert_held_as_planned(recipe, log)
+    resumed = recipe | {"train": recipe["train"] | {"resume": str(tmp_path / "out" / "checkpoint-000002")}}
+    run_here(resumed, tmp_path / "resumed")
+    run_here(recipe | {"train": recipe["train"] | {"optimizer_in_backward": False}}, tmp_path / "plain")
+    for part in ("transformer", "transformer_ema"):
+        expected = arrays(tmp_path / "out" / part)
+        for other in ("resumed", "plain"):
+            found = arrays(tmp_path / other / part)
+            assert {name for name in expected if not np.array_equal(expected[name], found[name])} == set(), (
+                other,
+                part,
+            )
