@@ -44,7 +44,7 @@ def main(folder: str) -> None:
     # Loads the libraries that any computation needs: they belong to the empty process, not to the model.
     ms.mint.matmul(ms.Tensor(np.ones((8, 8), np.float32)), ms.Tensor(np.ones((8, 8), np.float32))).asnumpy()
     phases: dict[str, int | None] = {"empty": process_hwm_bytes()}
-    live = {"empty": lambda *_: {}, "train": _train, "text": _text}[job["what"]](recipe, job, phases)
+    live = {"empty": lambda *_: {}, "write": _write, "train": _train, "text": _text}[job["what"]](recipe, job, phases)
     name = f"marks-{ranks.current().index}.json"
     write_text(Path(folder, name), json.dumps({"phases": phases, "live": live}))
 
@@ -100,12 +100,16 @@ def _train(recipe: Any, job: dict, phases: dict[str, int | None]) -> dict[str, i
     preset = PRESETS[recipe.model.preset]
     config = replace(preset.transformer, **job["transformer"])
     dtype, _ = ops.compute_dtype(recipe.runtime.dtype)
-    transformer = CogVideoXTransformer3DModel(config, dtype).initialize(recipe.model.init_seed)
+    stored = None
+    if recipe.parallel.zero_stage == 3 and recipe.train.method == "sft":  # as the task: each process reads its rows
+        transformer, stored = weights.stored_transformer(Path(job["weights"]), recipe.runtime.dtype)
+    else:
+        transformer = CogVideoXTransformer3DModel(config, dtype).initialize(recipe.model.init_seed)
     lora = train_setup.start_lora(recipe, transformer)
     train_setup.set_recompute(recipe, transformer)
     parameters = transformer.trainable_params() if lora is None else lora.parameters
     processes = processes_of(recipe)
-    zero = train_setup.spread(recipe, transformer, list(parameters), processes)
+    zero = train_setup.spread(recipe, transformer, list(parameters), processes, stored)
     optimizer: Any = _Counting(train_setup.make_optimizer(recipe, zero), phases)
     in_backward = train_setup.make_in_backward(recipe, transformer, zero, optimizer.inner)
     ema = train_setup.make_ema(recipe, zero.parameters)
@@ -138,6 +142,17 @@ def _train(recipe: Any, job: dict, phases: dict[str, int | None]) -> dict[str, i
         "optimizer": sum(state.values()),
         "ema": sum(ema.state_bytes().values()) if ema else 0,
     }
+
+
+def _write(recipe: Any, job: dict, phases: dict[str, int | None]) -> dict[str, int]:
+    """Writes the transformer's checkpoint, which ``train`` in ZeRO stage 3 starts from."""
+    from core import weights  # noqa: PLC0415
+    from core.transformer.model import CogVideoXTransformer3DModel  # noqa: PLC0415
+
+    config = replace(PRESETS[recipe.model.preset].transformer, **job["transformer"])
+    model = CogVideoXTransformer3DModel(config).initialize(recipe.model.init_seed)
+    weights.save_transformer(model, Path(job["weights"]) / "transformer")
+    return {}
 
 
 def _text(recipe: Any, job: dict, phases: dict[str, int | None]) -> dict[str, int]:

@@ -23,7 +23,7 @@ from core import ops
 from core.compiling import runtime
 from core.parallel.handles import Handle, start_hccl
 from core.parallel.mesh import Mesh
-from core.parallel.traffic import Kind, Message, Traffic
+from core.parallel.traffic import BUCKET_BYTES, Kind, Message, Traffic
 
 Raw = Callable[[Any], Any]
 
@@ -49,6 +49,7 @@ def _raw_hccl(name: str, size: int, _index: int) -> dict[Kind, Raw]:
 
 
 def _raw_composed(name: str, size: int, index: int) -> dict[Kind, Raw]:
+    """Each a function of any tensor, which is sent as a whole."""
     # A gather, too, is an all-reduce here: MindSpore's CPU all-gather knows the group of all processes only.
     reduce: Any = _ops.AllReduce(group=name)
 
@@ -69,6 +70,45 @@ def _raw_composed(name: str, size: int, index: int) -> dict[Kind, Raw]:
         return gather(x).reshape((size, *x.shape))[:, index]
 
     return {"all_reduce": reduce, "all_gather": gather, "reduce_scatter": reduce_scatter, "all_to_all": all_to_all}
+
+
+def _in_pieces(whole: dict[Kind, Raw], size: int) -> dict[Kind, Raw]:
+    """The same, of some columns at a time: while a message is under way, MindSpore holds it four times on the CPU.
+
+    For PyNative: a compiled function may run independent collectives in any order.
+    """
+
+    def apart(kind: Kind, x, own_rows: int, result_rows: int, sent_rows: int):
+        x = x.reshape(own_rows, -1)
+        columns = max(1, BUCKET_BYTES["CPU"] // (x.itemsize * sent_rows))
+        if x.shape[1] <= columns:
+            return None
+        # Not ``Tensor.copy_`` to a part of a tensor, which writes to its beginning (MindSpore 2.10, CPU).
+        out = np.empty((result_rows, x.shape[1]), ms.dtype_to_nptype(x.dtype))
+        for first in range(0, x.shape[1], columns):
+            piece = whole[kind](x[:, first : first + columns]).asnumpy()
+            out[:, first : first + columns] = piece.reshape(result_rows, -1)
+        return ms.Tensor.from_numpy(out)
+
+    def all_reduce(x):
+        out = apart("all_reduce", x, 1, 1, 1)
+        return whole["all_reduce"](x) if out is None else out.reshape(x.shape)
+
+    def all_gather(x):
+        out = apart("all_gather", x, 1, size, size)
+        return whole["all_gather"](x) if out is None else out.reshape((size * x.shape[0], *x.shape[1:]))
+
+    def reduce_scatter(x):
+        out = apart("reduce_scatter", x, size, 1, size)
+        return whole["reduce_scatter"](x) if out is None else out.reshape((x.shape[0] // size, *x.shape[1:]))
+
+    def all_to_all(x):
+        out = apart("all_to_all", x, size, size, size * size)
+        return whole["all_to_all"](x) if out is None else out.reshape(x.shape)
+
+    return {
+        "all_reduce": all_reduce, "all_gather": all_gather, "reduce_scatter": reduce_scatter, "all_to_all": all_to_all,
+    }  # fmt: skip
 
 
 def _sums_in(dtype):
@@ -113,19 +153,24 @@ class Group:
         self.size, self.index = len(self.ranks), self.ranks.index(rank)
         kinds: tuple[Kind, ...] = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
         raw: dict[Kind, Raw] = dict.fromkeys(kinds, _identity)
+        direct: dict[Kind, Raw] | None = None
         self._name = ""
         if self.size > 1:
             ops.return_large_memory()  # MindSpore's messages on the CPU
             self._name = _group_name(self.ranks)
-            make = _raw_hccl if runtime.device == "Ascend" else _raw_composed
-            raw = make(self._name, self.size, self.index)
+            if runtime.device == "Ascend":
+                raw = _raw_hccl(self._name, self.size, self.index)
+            else:
+                raw = _raw_composed(self._name, self.size, self.index)
+                direct = _in_pieces(raw, self.size)
+                raw = direct if runtime.mode == "pynative" else raw
         length_of_own = self.index
 
         def own(x):
             length = x.shape[0] // len(ranks)
             return x[length_of_own * length : (length_of_own + 1) * length]
 
-        self._raw = raw
+        self._raw = direct or raw
         self.cells: dict[str, Any] = {
             "all_reduce": _WithGradient(raw["all_reduce"], raw["all_reduce"]),
             "all_gather": _WithGradient(raw["all_gather"], raw["reduce_scatter"]),

@@ -10,10 +10,10 @@ import mindspore as ms
 from mindspore import mint, nn
 
 from core.parallel.ahead import Ahead
+from core.parallel.arriving import whole
 from core.parallel.collectives import Group
 from core.parallel.cut import Cut
 from core.parallel.handles import Handle
-from core.parallel.reducing import whole
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,11 @@ class Gathering:
         """Own gradients of the whole tensors -> fp32 parts of their sum over the processes."""
         return self.parts(self.group.reduce_scatter(self._spread(gradients), "gradients"))
 
-    def start_scatter(self, gradients: Sequence[Any]) -> Handle:
-        """``scatter``'s message, of whose result ``parts`` makes tensors."""
-        return self.group.start("reduce_scatter", self._spread(gradients), "gradients")
+    def start_scatter(self, gradients: list[Any]) -> Handle:
+        """``scatter``'s message, of whose result ``parts`` makes tensors; the list is used up."""
+        spread = self._spread(gradients)
+        gradients.clear()
+        return self.group.start("reduce_scatter", spread, "gradients")
 
     def parts(self, flat: Any) -> list[Any]:
         """What was scattered -> the parts."""

@@ -21,7 +21,6 @@ whole masters beside those. What is saved and exported is the masters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import mindspore as ms
@@ -30,11 +29,12 @@ from mindspore import mint, ops
 from core.model import Model
 from core.optim.clip import square_sum
 from core.parallel.ahead import Ahead
+from core.parallel.arriving import Arriving, zeros_of
 from core.parallel.collectives import Group
 from core.parallel.gathering import Gathering, HandOut
 from core.parallel.handles import Handle
 from core.parallel.parts import HeldParts
-from core.parallel.reducing import Reducer, Watched, added, buckets
+from core.parallel.reducing import Reducer, added, buckets
 
 
 def _flat(tensors: list[Any]) -> Any:
@@ -80,11 +80,16 @@ class Zero(HeldParts):
         super().__init__(model, parameters, group, stage, masters, stored)
         self.variables, self._replicas = self.whole, replicas
         self._total: list[Any] = []
-        self._cells: dict[tuple[str, ...], Any] = {}
+        self._cells: dict[tuple[str, ...], HandOut] = {}
         self._hand_outs: dict[tuple[str, ...], Gathering] = {}
         self._ahead = Ahead(self._gathered_early)
         self._reducer = Reducer(self.cuts, self.types, self._start_sum)
-        if stage >= 2 or group.size > 1:
+        self._unused: list[int] = []
+        # Stage 0 of one process has nothing to cut or to send.
+        self._arriving = Arriving(self.whole, self._reducer.add) if stage < 2 and stage + group.size > 1 else None
+        if self._arriving is not None:
+            self.variables = self._arriving.variables
+        if stage or group.size > 1:
             model.keep_in(self)
         if stage >= 2:
             self.variables = self.parameters
@@ -105,7 +110,7 @@ class Zero(HeldParts):
         ok = self.group.agree(ok)
         return ok if self._replicas is None else self._replicas.agree(ok)
 
-    # What the model asks while it hands parameters out (not in stages 0 and 1 of one process).
+    # What the model asks while it hands parameters out (not in stage 0 of one process).
 
     def keeps(self, name: str) -> bool:
         """Whether the gradient of parameter ``name`` goes to a part."""
@@ -135,20 +140,12 @@ class Zero(HeldParts):
     def full(self, names: Sequence[str]) -> list[Any]:
         """The whole parameters ``names``; their gradients arrive at the parts, or where they are summed."""
         key = tuple(names)
-        if self.stage < 2:
-            return self._watched(key)
+        if self._arriving is not None:
+            return self._arriving.full([self._index[name] for name in names])
         if key not in self._cells:
             resident = None if self.stage == 3 else [self.whole[self._index[name]] for name in names]
             self._cells[key] = HandOut(self.gathering(names, names), resident)
         result: Any = self._cells[key](*(self.part(name) for name in names))
-        return list(result) if isinstance(result, tuple) else [result]
-
-    def _watched(self, key: tuple[str, ...]) -> list[Any]:
-        places = [self._index[name] for name in key]
-        if key not in self._cells:
-            self._cells[key] = Watched(partial(self._reducer.arrived, places))
-        self._reducer.handed(places)
-        result: Any = self._cells[key](*(self.whole[place] for place in places))
         return list(result) if isinstance(result, tuple) else [result]
 
     def _gathered_early(self, place: tuple[str, ...]) -> Handle:
@@ -157,26 +154,29 @@ class Zero(HeldParts):
 
     # What a training step asks.
 
-    def next_pass(self, total: Sequence[Any], *, last: bool) -> None:
-        """A micro-batch's forward and backward pass begins; ``total``: the sum of the gradients before it.
+    def begin_pass(self, *, first: bool, last: bool) -> None:
+        """A micro-batch's forward and backward pass begins, a step's ``first`` or ``last``.
 
-        In the ``last`` one of a step gradients are summed over processes as they come; ``reduced`` follows.
+        In the last one gradients are summed over processes as they come.
         """
         self._ahead.begin()
-        if last:
-            self._total = [] if self._watches else list(total)
-            if self._watches:
-                self._reducer.last_backward(total)
+        if first:
+            self._total = []
+        if self._arriving is not None:
+            self._reducer.begin(first=first, last=last)
+            self._arriving.begin()
 
-    @property
-    def _watches(self) -> bool:
-        return self.stage < 2 and self.group.size > 1
-
-    def reduced(self, gradients: list[Any]) -> list[Any]:
-        """The last micro-batch's gradients of ``variables`` -> those of ``parameters``, of the step, over all ranks."""
+    def end_pass(self, gradients: list[Any]) -> None:
+        """It is over; ``gradients`` of ``variables`` are used up."""
         self._ahead.end()
-        gradients = self._over_group(gradients)
-        self._total = []
+        if self._arriving is None:
+            self._total = added(self._total, gradients)
+            return
+        self._unused = self._arriving.finish()
+
+    def reduced(self) -> list[Any]:
+        """The gradients of ``parameters``, of the step, over its micro-batches and all ranks."""
+        gradients = self._over_group()
         if self._replicas is None or self._replicas.size == 1:
             return gradients
         result: list[Any] = [None] * len(gradients)
@@ -188,14 +188,15 @@ class Zero(HeldParts):
                 result[index] = tensor
         return result
 
-    def _over_group(self, gradients: list[Any]) -> list[Any]:
-        if self.stage == 1 and self.group.size == 1:
-            self._reducer.last_backward(self._total)
-        elif not self._watches:
-            return added(self._total, gradients)
-        result: list[Any] = [None] * len(gradients)
-        for bucket, flat in self._reducer.finish(gradients):
-            found = self._wire(bucket).parts(flat) if self.stage else _pieces(flat, gradients, bucket)
+    def _over_group(self) -> list[Any]:
+        if self._arriving is None:
+            total, self._total = self._total, []
+            return total
+        unused = self._reducer.lacking(self._unused)
+        self._reducer.add(unused, zeros_of([self.whole[place] for place in unused]))
+        result: list[Any] = [None] * len(self.cuts)
+        for bucket, flat in self._reducer.finish():
+            found = self._wire(bucket).parts(flat) if self.stage else _pieces(flat, self.whole, bucket)
             for index, tensor in zip(bucket, found, strict=True):
                 result[index] = tensor
         return result
@@ -207,7 +208,9 @@ class Zero(HeldParts):
         """Starts summing a bucket: to parts in stage 1, to everybody in stage 0."""
         if self.stage:
             return self._wire(bucket).start_scatter(gradients)
-        return self.group.start("all_reduce", _flat(gradients), "gradients")
+        flat = _flat(gradients)
+        gradients.clear()
+        return self.group.start("all_reduce", flat, "gradients")
 
     def norm(self, gradients: Sequence[Any]) -> Any:
         """Euclidean norm of reduced gradients, over all parts: the same on every process."""

@@ -12,7 +12,6 @@ import numpy as np
 from core import ops
 from core.optim.clip import clip_factor
 from core.parallel.collectives import alone
-from core.parallel.reducing import added
 from core.parallel.zero import Zero
 from core.schedulers.base import Scheduler
 from core.train.in_backward import InBackward
@@ -109,9 +108,8 @@ class TrainStep:
         if self.in_backward is not None:
             return self._at_once(step, batches, lr)
         scale = 1.0 if self.loss_scale is None else float(self.loss_scale.value)
-        losses, gradients = self._passes(step, batches, scale)
-        total = self.zero.reduced(gradients)
-        gradients = []  # where they were summed they are another copy
+        losses = self._passes(step, batches, scale)
+        total = self.zero.reduced()
         if self.gradient_bytes is None:
             self.gradient_bytes = sum(gradient.size * gradient.itemsize for gradient in total)
         parts = len(batches) * self.data_ranks
@@ -133,7 +131,7 @@ class TrainStep:
         assert self.in_backward is not None
         assert len(batches) == 1, "gradients of several micro-batches are summed first"
         self.in_backward.begin(lr, 1.0)
-        (loss,), _ = self._passes(step, batches, 1.0)
+        loss, _ = self._pass(step, batches[0], len(batches[0].samples), 1.0)
         norm = float(self.in_backward.finish())
         self.gradient_bytes = self.in_backward.largest
         if not np.isfinite(loss) or not np.isfinite(norm):
@@ -141,21 +139,23 @@ class TrainStep:
         self.zero.updated(self.optimizer)
         return StepResult(loss=loss, grad_norm=norm)
 
-    def _passes(self, step: int, batches: Sequence[Batch], scale: float) -> tuple[list[float], list[ms.Tensor]]:
-        """Losses, and the last micro-batch's scaled gradients; ``zero`` has the sum of those before."""
+    def _passes(self, step: int, batches: Sequence[Batch], scale: float) -> list[float]:
+        """Losses of the micro-batches; ``zero`` gets their scaled gradients."""
         count = sum(len(batch.samples) for batch in batches) * self.data_ranks
-        factor = ms.Tensor(scale, ms.float32)
         losses: list[float] = []
-        total: list[ms.Tensor] = []
-        gradients: list[Any] = []
         for number, batch in enumerate(batches, start=1):
-            self.zero.next_pass(total, last=number == len(batches))
-            arrays = [np.ascontiguousarray(a) for a in (batch.text, *self._inputs(step, batch, count))]
-            loss, found = self._gradients(factor, *(ms.Tensor(a) for a in arrays))
-            gradients, found = list(found), None
-            losses.append(float(loss) / scale)
-            total = added(total, gradients) if number < len(batches) else []
-        return losses, gradients
+            self.zero.begin_pass(first=number == 1, last=number == len(batches))
+            loss, gradients = self._pass(step, batch, count, scale)
+            self.zero.end_pass(gradients)
+            gradients = []
+            losses.append(loss)
+        return losses
+
+    def _pass(self, step: int, batch: Batch, count: int, scale: float) -> tuple[float, list[Any]]:
+        """One micro-batch's loss and scaled gradients; ``count``: samples of the whole step."""
+        arrays = [np.ascontiguousarray(a) for a in (batch.text, *self._inputs(step, batch, count))]
+        loss, gradients = self._gradients(ms.Tensor(scale, ms.float32), *(ms.Tensor(a) for a in arrays))
+        return float(loss) / scale, list(gradients)
 
     def _inputs(self, step: int, batch: Batch, count: int) -> tuple[np.ndarray, ...]:
         steps = self.scheduler.config.num_train_timesteps

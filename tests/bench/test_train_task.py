@@ -215,13 +215,13 @@ def test_micro_batches_of_two_and_one_of_both_are_the_same_training(world, tmp_p
 def test_skipped_steps_are_counted(world, tmp_path, monkeypatch):
     from core.train.step import TrainStep
 
-    accumulated = TrainStep._passes
+    finite = TrainStep._pass
 
-    def overflowing(self, step, batches, scale):
-        losses, total = accumulated(self, step, batches, scale)
-        return losses, [total[0] * float("inf"), *total[1:]] if step == 1 else total
+    def overflowing(self, step, *arguments):
+        loss, gradients = finite(self, step, *arguments)
+        return loss, [gradients[0] * float("inf"), *gradients[1:]] if step == 1 else gradients
 
-    monkeypatch.setattr(TrainStep, "_passes", overflowing)
+    monkeypatch.setattr(TrainStep, "_pass", overflowing)
     scale = {"kind": "dynamic", "value": 8.0}
     recipe = train_world.recipe(world, train={"steps": 3, "save_every": None, "loss_scale": scale})
     log = run_here(recipe, tmp_path / "out")

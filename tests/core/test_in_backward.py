@@ -72,7 +72,7 @@ def test_no_more_than_one_hand_out_of_gradients_exists() -> None:
     assert block < sum(sizes.values()) / 4
     assert block == 4 * largest_hand_out(model.table)
     assert step_fn.in_backward is not None
-    assert not step_fn.in_backward._waiting
+    assert not step_fn.in_backward._arriving._waiting
 
 
 def test_what_is_handed_out_twice_is_updated_once() -> None:

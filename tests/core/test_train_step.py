@@ -19,11 +19,11 @@ class _Fixed(TrainStep):
 
     broken: tuple[int, ...] = ()
 
-    def _passes(self, step, batches, scale):
-        losses, gradients = super()._passes(step, batches, scale)
+    def _pass(self, step, batch, count, scale):
+        loss, gradients = super()._pass(step, batch, count, scale)
         if step in self.broken:
             gradients[0] = gradients[0] * float("inf")
-        return losses, gradients
+        return loss, gradients
 
 
 def _step_fn(scale, **options):

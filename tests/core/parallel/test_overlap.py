@@ -16,7 +16,7 @@ from core.parallel.collectives import Group, alone
 from core.parallel.cut import Cut
 from core.parallel.handles import Handle
 from core.parallel.reducing import Reducer, added
-from core.parallel.traffic import Traffic
+from core.parallel.traffic import BUCKET_BYTES, Traffic
 from core.parallel.zero import Zero
 from core.presets import PRESETS
 from core.schedulers.ddim import CogVideoXDDIMScheduler
@@ -74,7 +74,7 @@ def test_the_next_hand_out_is_under_way_before_this_one_computes():
 
 
 def test_buckets_start_inside_the_backward_pass_and_are_waited_for_after_it(monkeypatch):
-    monkeypatch.setattr("core.parallel.reducing.BUCKET_BYTES", 4 * 4)
+    monkeypatch.setitem(BUCKET_BYTES, "CPU", 4 * 4)
     events: list = []
 
     def start(bucket, gradients):
@@ -84,22 +84,26 @@ def test_buckets_start_inside_the_backward_pass_and_are_waited_for_after_it(monk
     cuts = [Cut((2,), 2) for _ in range(6)]  # buckets [0, 1], [2, 3], [4, 5]
     reducer = Reducer(cuts, [ms.float32] * 6, start)
     values = [ms.Tensor(np.full(2, i, np.float32)) for i in range(6)]
-    reducer.last_backward([ms.Tensor(np.full(2, 100, np.float32))] * 6)
-    reducer.handed([0, 1, 2, 3])
-    reducer.handed([4, 5])
-    reducer.handed([0])  # twice: its gradient comes in two pieces and is whole at the end only
-    reducer.arrived([4, 5], values[4:])
+    reducer.begin(first=True, last=False)
+    reducer.add([5, 4, 1, 2, 3], [ms.Tensor(np.full(2, 100, np.float32)) for _ in range(5)])
+    assert reducer.lacking([0, 1]) == [0]
+    reducer.add([0], [ms.Tensor(np.full(2, 100, np.float32))])
+    assert events == [], "before a step's last micro-batch nothing is sent"
+    reducer.begin(first=False, last=True)
+    given = values[4:]
+    reducer.add([4, 5], given)
+    assert given == [None, None]
     assert events == [("start", [4, 5], [104.0, 105.0])]
-    reducer.arrived([0], [values[1]])
-    reducer.arrived([0, 1, 2, 3], values[:4])
+    reducer.add([1, 3], [values[1], values[3]])
+    reducer.add([2], [values[2]])
     assert events[1:] == [("start", [2, 3], [102.0, 103.0])]
-    found = list(reducer.finish(values))
+    # Number 0 is computed with in the first micro-batch only.
+    found = list(reducer.finish())
     assert events[2:] == [("start", [0, 1], [100.0, 101.0]), *(("wait", b) for b in ([4, 5], [2, 3], [0, 1]))]
     assert [bucket for bucket, _ in found] == [[4, 5], [2, 3], [0, 1]]
-    # Before a step's last micro-batch nothing is summed.
-    events.clear()
-    reducer.arrived([4, 5], values[4:])
-    assert events == []
+    # The next step begins with nothing.
+    reducer.begin(first=True, last=True)
+    assert reducer.lacking(range(6)) == [*range(6)]
 
 
 class _Watching(Group):
@@ -161,8 +165,8 @@ def _stepped(
         return found
 
     step._gradients = watched
-    _, gradients = step._passes(0, batches, 1.0)
-    return zero.reduced(gradients), events
+    step._passes(0, batches, 1.0)
+    return zero.reduced(), events
 
 
 @pytest.mark.parametrize("recompute", ["none", "all"])
@@ -189,7 +193,7 @@ def test_a_training_step_gathers_one_hand_out_ahead(recompute):
 
 @pytest.mark.parametrize(("stage", "kind", "micro_batches"), [(0, "all_reduce", 2), (1, "reduce_scatter", 1)])
 def test_a_training_step_sums_while_it_computes(stage, kind, micro_batches, monkeypatch):
-    monkeypatch.setattr("core.parallel.reducing.BUCKET_BYTES", 4 * 4096)
+    monkeypatch.setitem(BUCKET_BYTES, "CPU", 4 * 4096)
     plain, _ = _stepped(0, alone().world, micro_batches, [])
     found, events = _stepped(stage, _Pretended(got := []), micro_batches, got)
     end = len(events) - 1 - events[::-1].index(("pass", "ends"))
@@ -206,8 +210,9 @@ def test_a_training_step_sums_while_it_computes(stage, kind, micro_batches, monk
 
 
 def test_the_sum_over_micro_batches_is_fp32():
-    half = [ms.Tensor(np.ones(2, np.float32)).astype(ms.bfloat16)]
-    assert added([], half)[0].dtype == ms.bfloat16
-    total, more = list(half), list(half)
+    first, more = ([ms.Tensor(np.ones(2, np.float32)).astype(ms.bfloat16)] for _ in range(2))
+    total = added([], first)
+    assert [q.dtype for q in total] == [ms.bfloat16]
+    assert first == []
     assert added(total, more)[0].dtype == ms.float32
     assert more == [None], "no third copy"

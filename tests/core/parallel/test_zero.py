@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import mindspore as ms
@@ -15,6 +16,7 @@ from core.optim.came import CAME
 from core.parallel.collectives import alone
 from core.parallel.cut import Cut
 from core.parallel.reducing import buckets
+from core.parallel.traffic import BUCKET_BYTES
 from core.parallel.zero import Zero
 
 SHAPES = st.lists(st.integers(1, 7), min_size=1, max_size=4).map(tuple)
@@ -54,7 +56,7 @@ def test_rows_of_padding_do_not_move_came(shape, mode):
     options = {"betas": (0.9, 0.95, 0.99), "eps": (1e-30, 1e-16), "weight_decay": 0.1}
     plain, padded = (ms.Parameter(ms.Tensor(v), name="w") for v in (value, longer))
     one = CAME([plain], **options)
-    model: Any = None
+    model: Any = SimpleNamespace(keep_in=lambda storage: None)
     exchange = Zero(model, [padded], alone().world, 1).came_options()["shards_mean"]
     padding = [(valid, len(longer) / len(value))]
     other = CAME([padded], **options, sharded=[True], shards_mean=exchange, padding=padding)
@@ -68,7 +70,7 @@ def test_rows_of_padding_do_not_move_came(shape, mode):
 
 
 def test_what_travels_together_has_one_type_and_is_no_larger_than_a_bucket(monkeypatch):
-    monkeypatch.setattr("core.parallel.reducing.BUCKET_BYTES", 4 * 12)
+    monkeypatch.setitem(BUCKET_BYTES, "CPU", 4 * 12)
     types = [ms.float32, ms.float32, ms.float32, ms.bfloat16, ms.float32]
     cuts = [Cut(shape, 2) for shape in [(4, 2), (4,), (3,), (3,), (20,)]]
     assert list(buckets(cuts, types)) == [[0, 1], [2], [3], [4]]
