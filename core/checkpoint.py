@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,7 +27,8 @@ from core.params import ParamTable
 
 STORED_TYPES: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 PIECE_BYTES = 2**25  # read at a time, as fp32
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FLOATS = {"F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
+_FLOATS["BF16"] = np.dtype(ml_dtypes.bfloat16)
 _REFERENCE_VERSION = "0.42.1"  # the diffusers release whose files ours are compared with
 
 
@@ -68,6 +70,13 @@ def _identity(path: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def _data_begins(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file and where its data begin: 8 bytes of its length, the header in JSON, data."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), 8 + length
+
+
 class Checkpoint:
     """The tensors of one folder, opened lazily; use as a context manager. ``bytes_read``: of tensors, as stored.
 
@@ -81,6 +90,7 @@ class Checkpoint:
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
         self._identities: dict[str, tuple[int, ...]] = {}
+        self._begins: dict[str, int] = {}  # of a tensor in its file, in bytes
         self.locations: dict[str, str] = {}
         declared = self._read_index()
         problems = []
@@ -128,7 +138,10 @@ class Checkpoint:
     def _open(self, file: str) -> None:
         handle = self._stack.enter_context(safe_open(self.folder / file, framework="np"))
         self._files[file], self._identities[file] = handle, _identity(self.folder / file)
-        self.locations.update(dict.fromkeys(handle.keys(), file))
+        header, data = _data_begins(self.folder / file)
+        names = handle.keys()
+        self._begins.update({name: data + header[name]["data_offsets"][0] for name in names})
+        self.locations.update(dict.fromkeys(names, file))
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -143,11 +156,11 @@ class Checkpoint:
     def _slice(self, name: str) -> Any:
         return self._files[self.locations[name]].get_slice(name)
 
-    def _read(self, name: str) -> Any:
-        """A map of its own of the file that holds ``name``.
+    def _path(self, name: str) -> Path:
+        """The file that holds ``name``.
 
         Raises:
-            UserError: the file is not the one that was checked.
+            UserError: it is not the one that was checked.
         """
         file = self.locations[name]
         try:
@@ -156,7 +169,7 @@ class Checkpoint:
             same = False
         if not same:
             raise UserError(f"{self.folder / file}: changed or removed while {name} was read; leave it and start again")
-        return safe_open(self.folder / file, framework="np")
+        return self.folder / file
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of tensor ``name`` without reading it."""
@@ -168,25 +181,42 @@ class Checkpoint:
 
     def tensor(self, name: str) -> np.ndarray:
         """Reads one tensor in its stored type."""
-        with self._read(name) as file:
+        with safe_open(self._path(name), framework="np") as file:
             array = file.get_tensor(name)
         self.bytes_read += array.nbytes
         return array
 
+    def mapped(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows ``start`` to ``stop`` along dimension 0 of a tensor of floats that has one, in its stored type.
+
+        They are pages of the file, not a copy; the map goes with the last array that shows them.
+        """
+        shape, kind = self.shape(name), _FLOATS[self.dtype(name)]
+        row = math.prod(shape[1:])
+        begin, size = self._begins[name] + start * row * kind.itemsize, (stop - start) * row * kind.itemsize
+        self.bytes_read += size
+        if not size:
+            return np.empty((stop - start, *shape[1:]), kind)
+        before = begin % mmap.ALLOCATIONGRANULARITY
+        with self._path(name).open("rb") as file:
+            # Private and writable, which nobody does: MindSpore takes no array that can't be written.
+            pages = mmap.mmap(
+                file.fileno(), before + size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE, offset=begin - before
+            )
+        return np.frombuffer(pages, kind, (stop - start) * row, before).reshape(stop - start, *shape[1:])
+
     def rows(self, name: str, start: int, stop: int, dtype: Any) -> np.ndarray:
         """Rows ``start`` to ``stop`` along dimension 0 of a tensor that has one, as numpy type ``dtype``.
 
-        Read and cast piece by piece: beside the result there are ``PIECE_BYTES`` of the file, or one row if it is
-        longer, mapped and once more as they are stored.
+        Read and cast piece by piece: beside the result ``PIECE_BYTES`` of the file are mapped, or one row if it is
+        longer.
         """
         shape = self.shape(name)
         out = np.empty((stop - start, *shape[1:]), dtype)
         each = max(1, PIECE_BYTES // max(1, 4 * math.prod(shape[1:])))
         for first in range(start, stop, each):
             last = min(stop, first + each)
-            with self._read(name) as file:
-                piece = file.get_slice(name)[first:last]
-            self.bytes_read += piece.nbytes
+            piece = self.mapped(name, first, last)
             with np.errstate(over="ignore"):  # what does not fit into fp16 becomes infinite there, as on every device
                 out[first - start : last - start] = piece
             del piece

@@ -87,6 +87,13 @@ class Stored:
         """Rows of parameter ``name`` along its first dimension: fp32, of the values that the model's type holds."""
         return self._checkpoint.rows(self._sources[name], start, stop, self._type).astype(np.float32, copy=False)
 
+    def shown(self, name: str, start: int, stop: int) -> np.ndarray:
+        """The same for somebody who uses them at once: pages of the file, where its type is the model's fp32."""
+        source = self._sources[name]
+        if self._type == np.float32 and self._checkpoint.dtype(source) == "F32":
+            return self._checkpoint.mapped(source, start, stop)
+        return self.rows(name, start, stop)
+
     def whole(self, name: str) -> np.ndarray:
         """The whole parameter, likewise."""
         return self.typed(name).astype(np.float32, copy=False)
@@ -122,7 +129,7 @@ class OnDisk:
         """What is handed out until the parameter itself is asked for."""
 
         def rows(start: int, stop: int) -> ms.Tensor:
-            return ms.Tensor.from_numpy(self.stored.rows(name, start, stop)).astype(self._computed)
+            return ms.Tensor.from_numpy(self.stored.shown(name, start, stop)).astype(self._computed)
 
         return Unread(self._shapes[name], rows)
 

@@ -60,7 +60,7 @@ def _measured(stored: dict[str, Any]) -> str:
     """Of the CPU cases the one that needs most and the one that is furthest off, of one process and of ranks."""
     lines, rows = [HEAD.format("predicted", "measured")], measured.compare(stored)
     for what, ranks in (("one process", False), ("two ranks", True)):
-        chosen = [row for row in rows if (row["name"] in measured.FAR_OFF) == ranks]
+        chosen = [row for row in rows if (row["name"] in measured.IN_RANKS) == ranks]
         for which, key in (("largest", lambda r: r["measured"]), ("furthest off", lambda r: abs(r["residual"]))):
             row = max(chosen, key=key)
             cells = " | ".join(f"{row[name] / GIB:.2f}" for name in ("predicted", "measured"))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from bench.plan.liveness import backward_bytes, kept_between_passes
 from bench.plan.workload import Training, elements, held_shape
+from core.parallel.traffic import BUCKET_BYTES
 from core.params import ParamTable, prefixed
 from core.transformer.parameters import block_table
 
@@ -172,10 +173,23 @@ def attention_workspace(work: Training) -> int:
 CPU_LANES, CPU_PANEL, CPU_QUERIES, CPU_SCORES = 16, 48, 64, 2**17  # of core/kernels_attention.cpp
 
 
+def message_bytes(work: Training) -> int:
+    """Bytes of gradients that are under way to other ranks and of their sum, in fp32: of a bucket in ZeRO stages 0 and
+    1, of a block above. Ours; parameters that are published after an update take no more."""
+    parts = work.parts(from_stage=1)
+    if not work.ours or max(parts, work.ranks) == 1:
+        return 0
+    if work.zero_stage < 2:
+        one = min(BUCKET_BYTES["CPU" if work.code == "cpu" else "Ascend"], 4 * elements(work.trained))
+    else:
+        one = 4 * elements(_block(work, 0))
+    return one + -(-one // parts)
+
+
 def _communication(work: Training) -> int:
-    """Bytes of gathered parameters (ZeRO 3: one block's, with ours the next one's too, which are under way) and of the
-    two buffers of an all-to-all (sequence parallel)."""
-    total = 0
+    """Bytes of gathered parameters (ZeRO 3: one block's, with ours the next one's too, which are under way), of
+    gradients under way, and of the two buffers of an all-to-all (sequence parallel)."""
+    total = message_bytes(work)
     parts = work.parts(from_stage=3)
     if parts > 1:
         block = parts * work.held(prefixed("b", block_table(work.config)), from_stage=3) * work.stored

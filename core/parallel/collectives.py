@@ -144,8 +144,7 @@ class _WithGradient(nn.Cell):
 class Group:
     """The processes ``ranks`` (ascending), of which this is number ``index``.
 
-    The methods count and may be called outside compiled functions. ``cells`` are the same collectives uncounted, for
-    compiled functions; whoever uses one says so with ``note``.
+    The methods count and may be called outside compiled functions.
     """
 
     def __init__(self, ranks: Sequence[int], rank: int, traffic: Traffic):
@@ -153,25 +152,31 @@ class Group:
         self.size, self.index = len(self.ranks), self.ranks.index(rank)
         kinds: tuple[Kind, ...] = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
         raw: dict[Kind, Raw] = dict.fromkeys(kinds, _identity)
-        direct: dict[Kind, Raw] | None = None
+        self._raw = raw
         self._name = ""
         if self.size > 1:
             ops.return_large_memory()  # MindSpore's messages on the CPU
             self._name = _group_name(self.ranks)
             if runtime.device == "Ascend":
-                raw = _raw_hccl(self._name, self.size, self.index)
+                raw = self._raw = _raw_hccl(self._name, self.size, self.index)
             else:
                 raw = _raw_composed(self._name, self.size, self.index)
-                direct = _in_pieces(raw, self.size)
-                raw = direct if runtime.mode == "pynative" else raw
-        length_of_own = self.index
+                self._raw = _in_pieces(raw, self.size)
+        self._cells = {"pynative": self._with_gradients(self._raw), "graph": self._with_gradients(raw)}
+
+    @property
+    def cells(self) -> dict[str, Any]:
+        """The same collectives uncounted, for compiled functions; whoever uses one says so with ``note``."""
+        return self._cells[runtime.mode]
+
+    def _with_gradients(self, raw: dict[Kind, Raw]) -> dict[str, Any]:
+        count, index = self.size, self.index
 
         def own(x):
-            length = x.shape[0] // len(ranks)
-            return x[length_of_own * length : (length_of_own + 1) * length]
+            length = x.shape[0] // count
+            return x[index * length : (index + 1) * length]
 
-        self._raw = direct or raw
-        self.cells: dict[str, Any] = {
+        return {
             "all_reduce": _WithGradient(raw["all_reduce"], raw["all_reduce"]),
             "all_gather": _WithGradient(raw["all_gather"], raw["reduce_scatter"]),
             "reduce_scatter": _WithGradient(raw["reduce_scatter"], raw["all_gather"]),

@@ -121,13 +121,13 @@ def test_what_lies_apart_goes_with_its_tensor() -> None:
 
 def test_large_kernels_are_read_some_output_channels_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[tuple[str, int]] = []
-    read = weights.Stored.rows
+    read = weights.Stored.shown
 
     def noted(self: weights.Stored, name: str, start: int, stop: int) -> np.ndarray:
         rows.append((name, stop - start))
         return read(self, name, start, stop)
 
-    monkeypatch.setattr(weights.Stored, "rows", noted)
+    monkeypatch.setattr(weights.Stored, "shown", noted)
     list(decode_pieces(weights.load_vae(folder, resident="none"), LATENTS[:, :2], TILES))
     middle = [count for name, count in rows if name == "decoder.mid_block.resnets.0.conv1.conv.weight"]
     assert middle
