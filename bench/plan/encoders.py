@@ -27,7 +27,7 @@ from core.vae.tiling import TilePlan, TilingConfig, plan_tiles
 # norm and its square in the encoder. The convolution after it holds input, joined, padded and result, which is fewer.
 DECODER_COPIES, ENCODER_COPIES = 5, 4
 # core.weights.SMALL_BYTES and core.vae.blocks.PIECE_BYTES, which need MindSpore; a test compares them.
-SMALL_BYTES, PIECE_BYTES = 2**20, 2**25
+SMALL_BYTES, PIECE_BYTES = 2**20, 2**24
 # The text encoder on the CPU: tensors of the width and of d_ff that the pool comes to hold, and the bias of all heads,
 # which all texts share. Tensors of one layer split the pieces that larger ones of the layer before have freed, so the
 # moments of attention and feed-forward add up. Read off the measured cases (docs/design/016).

@@ -87,7 +87,7 @@ def fuses(x):
     return ops.norms_are_kernels() and x.dtype == ms.float32
 
 
-PIECE_BYTES = 2**25  # of a kernel that is read from the disk: each piece makes the norm anew
+PIECE_BYTES = 2**24  # of a kernel that is read from the disk: each piece makes the norm anew
 
 
 def _kernel_pieces(convolution, x, added):

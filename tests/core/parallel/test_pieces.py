@@ -24,16 +24,16 @@ def _whole(sent: list[int]) -> dict[Any, Any]:
         return x
 
     def all_reduce(x):
-        return noted(x, 1) * 4.0
+        return noted(x, 1) * 4
 
     def all_gather(x):
-        return mint.cat([noted(x, SIZE) * 3.0, x], dim=0)
+        return mint.cat([noted(x, SIZE) * 3, x], dim=0)
 
     def reduce_scatter(x):
-        return noted(x, 1)[x.shape[0] // SIZE :] * 4.0
+        return noted(x, 1)[x.shape[0] // SIZE :] * 4
 
     def all_to_all(x):
-        return mint.cat([noted(x, SIZE)[1:] * 3.0, x[1:]], dim=0)
+        return mint.cat([noted(x, SIZE)[1:] * 3, x[1:]], dim=0)
 
     return {
         "all_reduce": all_reduce, "all_gather": all_gather, "reduce_scatter": reduce_scatter, "all_to_all": all_to_all,
