@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from core.checkpoint import Checkpoint, component_folder, read_json, shards, write_checkpoint
+from core.checkpoint import STORED_TYPES, Checkpoint, component_folder, read_json, shards, write_checkpoint
 from core.errors import UserError, WeightsError
 from core.params import ParamSpec
 
@@ -154,3 +155,22 @@ def test_component_folder(tmp_path):
     with pytest.raises(UserError, match="folder not found"):
         component_folder(tmp_path / "none", "transformer")
     assert read_json(tmp_path / "Transformer" / "config.json") == {}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_mapped_rows_are_pages_of_the_file_that_go_with_their_array(tmp_path: Path, dtype: str) -> None:
+    """Odd sizes, so that tensors begin anywhere in a page; what is written to them does not reach the file."""
+    values = {name: np.arange(n, dtype=np.float32).reshape(-1, 3) for name, n in (("a", 9), ("b", 3 * 5000))}
+    table = {name: ParamSpec(shape=value.shape) for name, value in values.items()}
+    (path,) = write_checkpoint(tmp_path, "model", table, values.__getitem__, dtype=dtype)
+    with Checkpoint(tmp_path) as checkpoint:
+        before = Path("/proc/self/maps").read_text().count(str(path))
+        rows = checkpoint.mapped("b", 7, 4999)
+        assert rows.dtype == STORED_TYPES[dtype]
+        np.testing.assert_array_equal(rows, values["b"][7:4999].astype(STORED_TYPES[dtype]))
+        assert Path("/proc/self/maps").read_text().count(str(path)) > before
+        assert checkpoint.bytes_read == rows.nbytes
+        rows[:] = 0
+        np.testing.assert_array_equal(checkpoint.tensor("b")[7:], values["b"][7:].astype(STORED_TYPES[dtype]))
+        del rows
+        assert Path("/proc/self/maps").read_text().count(str(path)) == before
