@@ -136,28 +136,32 @@ struct Arguments {
 
 // e^x to about one unit in the last place for x in [-87, 88]; 0 < result <= infinity; NaN stays NaN. Range reduction
 // and coefficients are those of Cephes' expf (S. L. Moshier).
-inline float exponential(float x) {
-  x = x > 89.0f ? 89.0f : x;
-  x = x < -87.0f ? -87.0f : x;
-  const float shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
-  int32_t bits;
-  std::memcpy(&bits, &shifted, 4);
-  const float n = shifted - 12582912.0f;
-  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // x - n ln 2, ln 2 in two parts
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
+template <class Real, class Natural>
+Real exponential_of(Real x) {
+  x = x > 89.0f ? Real{} + 89.0f : x;
+  x = x < -87.0f ? Real{} - 87.0f : x;
+  const Real shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
+  Natural bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  const Real n = shifted - 12582912.0f;
+  const Real r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // x - n ln 2, ln 2 in two parts
+  Real p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const uint32_t power = (static_cast<uint32_t>(bits) - 0x4b400000u + 127u) << 23;
-  float scale;
-  std::memcpy(&scale, &power, 4);
+  const Natural power = (bits - 0x4b400000u + 127u) << 23;
+  Real scale;
+  std::memcpy(&scale, &power, sizeof scale);
   return p * scale;
 }
 
 typedef float Lanes __attribute__((vector_size(4 * kLanes), aligned(4)));
+typedef uint32_t NaturalLanes __attribute__((vector_size(4 * kLanes), aligned(4)));
+
+inline float exponential(float x) { return exponential_of<float, uint32_t>(x); }
+inline Lanes exponential(Lanes x) { return exponential_of<Lanes, NaturalLanes>(x); }
 
 inline Lanes load(const float* p) {
   Lanes v;
@@ -241,14 +245,25 @@ struct GroupNorm {
   }
 };
 
-inline float sigmoid(float u) { return 1.0f / (1.0f + exponential(-u)); }
+template <class Real>
+Real sigmoid(Real u) {
+  return 1.0f / (1.0f + exponential(-u));
+}
 
 inline void norm_silu_row(const float* __restrict from, const float* __restrict factor, const float* __restrict summand,
                           Moments m, int64_t width, float* __restrict to) {
-  for (int64_t i = 0; i < width; ++i) {
-    const float u = (from[i] - m.mean) * m.inverse * factor[i] + summand[i];
-    to[i] = u * sigmoid(u);
-  }
+  const auto made = [&](int64_t i, int64_t count) {
+    Lanes x = {}, by = {}, more = {};
+    std::memcpy(&x, from + i, static_cast<size_t>(4 * count));
+    std::memcpy(&by, factor + i, static_cast<size_t>(4 * count));
+    std::memcpy(&more, summand + i, static_cast<size_t>(4 * count));
+    const Lanes u = (x - m.mean) * m.inverse * by + more, y = u * sigmoid(u);
+    std::memcpy(to + i, &y, static_cast<size_t>(4 * count));
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) made(i, kLanes);
+  if (i < width && width > kLanes) made(width - kLanes, kLanes);  // some again
+  if (width < kLanes) made(0, width);
 }
 
 }  // namespace kernels

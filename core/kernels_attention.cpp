@@ -138,10 +138,10 @@ struct Head {
     }
   }
 
-  // rows [rows][size] (``row`` floats apart) times all keys' vectors, which were transposed -> [rows][scores()]
-  void meet(const float* x, int64_t row, int64_t rows, const float* across, float* to) const {
+  // rows [rows][size] (``width()`` floats apart) times all keys' vectors, which were transposed -> [rows][scores()]
+  void meet(const float* x, int64_t rows, const float* across, float* to) const {
     for (int64_t p = 0; p < scores(); p += kPanel) {
-      product(rows, kPanel, {x, row, 1}, across + p * size, kPanel, size, to + p, scores(), false);
+      product(rows, kPanel, {x, width(), 1}, across + p * size, kPanel, size, to + p, scores(), false);
     }
   }
 
@@ -192,7 +192,7 @@ struct Head {
     for (int64_t first = begin; first < end; first += block()) {
       const int64_t rows = std::min(block(), end - first);
       scaled(q + first * size, rows, scale, query);
-      meet(query, width(), rows, across, weights);
+      meet(query, rows, across, weights);
       for (int64_t r = 0; r < rows; ++r) {
         if (bias) raise(weights + r * scores(), bias + (first + r) * keys);
         softmax(weights + r * scores());
@@ -228,8 +228,8 @@ struct Head {
       const int64_t rows = std::min(block(), queries - first);
       scaled(q + first * size, rows, scale, query);
       const float* gradient = wide(g + first * size, rows, gradient_copy);
-      meet(query, width(), rows, across_k, weights);
-      meet(gradient, width(), rows, across_v, slopes);
+      meet(query, rows, across_k, weights);
+      meet(gradient, rows, across_v, slopes);
       for (int64_t r = 0; r < rows; ++r) {
         float* __restrict weight = weights + r * scores();
         float* __restrict slope = slopes + r * scores();

@@ -1,10 +1,10 @@
-// Direct convolution of dense fp32 [B, C, T, H, W], forward and backward, without an unfolded copy.
+// Direct convolution of dense fp32 [B, C, T, H, W], forward and backward.
 //
 // The image is packed piece by piece, zeros included, into a flat grid in which every tap of the kernel is one shift:
-// a row of W outputs takes W + (taps - 1) places there, the last ones are computed and dropped. With a stride, each
-// of its phases has a grid of its own, so shifts stay contiguous. On this grid a convolution is a matrix product whose
-// right side is read in place: ``tile`` keeps outputs x positions in registers, ``gather`` (the weights' gradient)
-// outputs x taps. Sums run in one order that depends on shapes only, with fused multiply-adds wherever the processor
+// a row of W outputs takes W places and the zeros that end it, which begin the next; what is computed there is dropped.
+// With a stride, each of its phases has a grid of its own, so shifts stay contiguous. On this grid a convolution is a
+// matrix product whose right side is read in place: ``tile`` keeps outputs x positions in registers, ``gather`` (the
+// weights' gradient) outputs x taps. Sums run in one order that depends on shapes only, with fused multiply-adds wherever the processor
 // has them: the same bits for any number of threads and for AVX2 and AVX-512.
 
 #include "kernels_vector.h"
@@ -26,6 +26,9 @@ constexpr int kRows = 2, kColumns = 2;
 constexpr int kPerLanes = kLanes / kWide;
 constexpr int64_t kPositions = 1024;   // of one piece of an output plane, about
 constexpr int64_t kPacked = 1 << 16;   // floats of packed image that should stay in the second-level cache
+constexpr int64_t kImage = 1 << 21;    // floats of packed image that exist at a time
+constexpr int64_t kUnfolded = kImage / 2;  // the same of images with a copy for each tap, which cost more to read
+constexpr int64_t kPacks = 4;          // channels that a thread packs at a time
 constexpr int64_t kChannels = 16;      // packed at a time for the weights' gradient
 constexpr int64_t kBlock = 8;          // output channels of one piece of work there
 
@@ -65,13 +68,17 @@ struct Grid {
   Taps taps_h, taps_w;
   int64_t rows, columns;      // written
   int64_t height, width;      // of the grid of one phase
+  int64_t span;               // floats of one row: the zeros that end it may be those that begin the next
   int64_t plane;              // floats of all phases
 
   Grid(const Axis& h, int64_t phase_h, const Axis& w, int64_t phase_w, int64_t rows)
       : h(h), w(w), taps_h(h, phase_h), taps_w(w, phase_w), rows(rows), columns(w.written(phase_w)) {
     height = rows + (taps_h.high - taps_h.low) / h.read_step();
-    width = columns + (taps_w.high - taps_w.low) / w.read_step();
-    plane = h.read_step() * w.read_step() * height * width;
+    span = columns + (taps_w.high - taps_w.low) / w.read_step();
+    const int64_t before = -taps_w.low, after = columns + taps_w.high - w.in;
+    const int64_t shared = w.read_step() == 1 ? std::max<int64_t>(0, std::min(before, after)) : 0;
+    width = span - shared;
+    plane = h.read_step() * w.read_step() * height * width + shared;
   }
   int64_t positions() const { return (rows - 1) * width + columns; }
 
@@ -81,18 +88,22 @@ struct Grid {
     return (phase * height + y / h.read_step()) * width + x / w.read_step();
   }
 
-  // Packs the part of a plane that ``rows`` outputs from row ``first`` on read; ``source(row)`` is where a row lies.
+  // Packs the part of a plane that ``rows`` outputs from row ``first`` on read; ``source(begin, end)`` is where those
+  // rows of the plane lie.
   template <class Source>
   void pack(const Source& source, int64_t first, float* to) const {
     const int64_t step_h = h.read_step(), step_w = w.read_step();
+    const int64_t begin = std::max<int64_t>(0, first * step_h + taps_h.low);
+    const int64_t end = std::min(h.in, (first + height) * step_h + taps_h.low);
+    const float* from = begin < end ? source(begin, end) : nullptr;
     for (int64_t ph = 0; ph < step_h; ++ph) {
       for (int64_t pw = 0; pw < step_w; ++pw) {
         for (int64_t r = 0; r < height; ++r, to += width) {
           const int64_t row = (first + r) * step_h + ph + taps_h.low;
           if (row < 0 || row >= h.in) {
-            std::fill_n(to, width, 0.0f);
+            std::fill_n(to, span, 0.0f);
           } else {
-            pack_row(source(row), pw + taps_w.low, step_w, to);
+            pack_row(from + (row - begin) * w.in, pw + taps_w.low, step_w, to);
           }
         }
       }
@@ -101,81 +112,126 @@ struct Grid {
 
  private:
   void pack_row(const float* from, int64_t start, int64_t step, float* to) const {
-    const int64_t before = std::min(width, start < 0 ? divide_up(-start, step) : 0);
-    const int64_t end = std::max(before, std::min(width, divide_up(w.in - start, step)));
+    const int64_t before = std::min(span, start < 0 ? divide_up(-start, step) : 0);
+    const int64_t end = std::max(before, std::min(span, divide_up(w.in - start, step)));
     std::fill_n(to, before, 0.0f);
     if (step == 1) {
       std::copy(from + start + before, from + start + end, to + before);
     } else {
       for (int64_t i = before; i < end; ++i) to[i] = from[start + i * step];
     }
-    std::fill(to + end, to + width, 0.0f);
+    std::fill(to + end, to + span, 0.0f);
   }
 };
+
+// A buffer for what a source makes, and what is in it.
+struct Made {
+  Scratch* scratch;
+  int64_t key = -1, first = 0, size = 0;
+};
+
+// A source gives the rows from ``begin`` to ``end`` of one plane, one after the other.
 
 // A dense image [B, C, T, H, W] as a convolution reads it.
 struct Dense {
   const float* image;
   int64_t channels, frames, height, width;
 
-  int64_t buffer() const { return 0; }
-  const float* row(int64_t b, int64_t channel, int64_t frame, int64_t row, float*) const {
-    return image + (((b * channels + channel) * frames + frame) * height + row) * width;
+  const float* rows(int64_t b, int64_t channel, int64_t frame, int64_t begin, int64_t, Made&) const {
+    return image + (((b * channels + channel) * frames + frame) * height + begin) * width;
   }
 };
 
-// The same, each frame but the first of an odd number repeated ``time`` times, each row and column twice.
+// An image, each frame but the first of an odd number repeated ``time`` times, each row and column twice.
 struct Nearest {
-  const float* image;
-  int64_t channels, frames, height, width, time;
+  Dense image;
+  int64_t time;
 
-  int64_t buffer() const { return 2 * width; }
-  const float* row(int64_t b, int64_t channel, int64_t frame, int64_t row, float* buffer) const {
-    const int64_t at = frames % 2 == 0 ? frame / time : (frame == 0 ? 0 : 1 + (frame - 1) / time);
-    const float* from = image + (((b * channels + channel) * frames + at) * height + row / 2) * width;
-    for (int64_t i = 0; i < width; ++i) buffer[2 * i] = buffer[2 * i + 1] = from[i];
-    return buffer;
+  const float* rows(int64_t b, int64_t channel, int64_t frame, int64_t begin, int64_t end, Made& made) const {
+    const int64_t width = image.width;
+    const int64_t at = image.frames % 2 == 0 ? frame / time : (frame == 0 ? 0 : 1 + (frame - 1) / time);
+    const float* from = image.rows(b, channel, at, 0, 0, made);
+    float* to = made.scratch->floats((end - begin) * 2 * width);
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t i = 0; i < width; ++i) to[2 * i] = to[2 * i + 1] = from[row / 2 * width + i];
+      to += 2 * width;
+    }
+    return to - (end - begin) * 2 * width;
   }
 };
 
-// What a causal convolution of SiLU of a group norm reads: the frames remembered from before (null: the first frame
-// again), then the norm of ``x``, made row by row when it is packed: it never exists as a whole.
+// The means of frames 2t and 2t + 1 (``time`` 2; the first of an odd number stays as it is), or the frames themselves.
+struct Paired {
+  Dense image;
+  int64_t time;
+
+  const float* rows(int64_t b, int64_t channel, int64_t frame, int64_t begin, int64_t end, Made& made) const {
+    const int64_t lone = image.frames % 2, first = time == 1 ? frame : (frame < lone ? 0 : 2 * frame - lone);
+    const float* from = image.rows(b, channel, first, begin, end, made);
+    if (time == 1 || frame < lone) return from;
+    const float* other = from + image.height * image.width;
+    float* to = made.scratch->floats((end - begin) * image.width);
+    for (int64_t i = 0; i < (end - begin) * image.width; ++i) to[i] = (from[i] + other[i]) * 0.5f;
+    return to;
+  }
+};
+
+// SiLU of a group norm, made when it is packed: it never exists as a whole.
 struct Normed {
   const float* x;
-  const float* cache;
-  int64_t memory;
   GroupNorm norm;
   const float *weight, *bias, *scale, *shift;
   std::vector<Moments> moments;  // of each sample and group
 
-  int64_t buffer() const { return 3 * norm.width; }
-  const float* row(int64_t b, int64_t channel, int64_t frame, int64_t row, float* buffer) const {
-    const int64_t plane = b * norm.channels + channel;
-    if (frame < memory && cache) return cache + ((plane * memory + frame) * norm.height + row) * norm.width;
-    made(b, channel, std::max<int64_t>(0, frame - memory), row, buffer, buffer + norm.width);
-    return buffer;
+  const float* rows(int64_t b, int64_t channel, int64_t frame, int64_t begin, int64_t end, Made& made) const {
+    const int64_t plane = b * norm.channels + channel, cells = norm.cells_of(plane, frame, 0);
+    const int64_t size = (end - begin) * norm.width;
+    float *to = made.scratch->floats(3 * size), *factor = to + size, *summand = factor + size;
+    if (made.key != cells || made.first != begin || made.size != size) {
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t at = norm.cells_of(plane, frame, row), place = (row - begin) * norm.width;
+        norm.along_row(weight[channel], bias[channel], scale + at, shift + at, factor + place, summand + place);
+      }
+      made.key = cells;
+      made.first = begin;
+      made.size = size;
+    }
+    norm_silu_row(x + ((plane * norm.frames + frame) * norm.height + begin) * norm.width, factor, summand,
+                  moments[static_cast<size_t>(b * norm.groups + channel / norm.each())], size, to);
+    return to;
   }
+};
 
-  // One row of the norm's result; ``factors`` has room for two rows.
-  void made(int64_t b, int64_t channel, int64_t frame, int64_t row, float* to, float* factors) const {
-    const int64_t plane = b * norm.channels + channel;
-    const float* from = x + ((plane * norm.frames + frame) * norm.height + row) * norm.width;
-    const int64_t cells = norm.cells_of(plane, frame, row);
-    norm.along_row(weight[channel], bias[channel], scale + cells, shift + cells, factors, factors + norm.width);
-    norm_silu_row(from, factors, factors + norm.width,
-                  moments[static_cast<size_t>(b * norm.groups + channel / norm.each())], norm.width, to);
+// The frames remembered from before (null: the first frame again), then those of an image.
+template <class Image>
+struct Following {
+  Image image;
+  const float* cache;
+  int64_t memory, channels, height, width;
+
+  const float* rows(int64_t b, int64_t channel, int64_t frame, int64_t begin, int64_t end, Made& made) const {
+    if (frame >= memory || !cache) {
+      return image.rows(b, channel, std::max<int64_t>(0, frame - memory), begin, end, made);
+    }
+    return cache + (((b * channels + channel) * memory + frame) * height + begin) * width;
   }
 };
 
 struct Tap {
   int64_t x, w;  // offsets in the packed image and in the packed weights of one channel
+
+  bool operator==(const Tap& other) const { return x == other.x && w == other.w; }
 };
 
-// acc[o][p] (+)= sum over channels c and taps q of w[c][q][o] x[c][p + shift(q)], for a register's tile of o and p.
+// acc[o][p] (+)= sum over channels c and taps q of w[c][q][o] x[c][p + shift(q)], for a register's tile of o and p; the
+// vectors of p begin at the places ``at`` of x.
 template <int kOut, int kVec>
-void tile(const float* x, const float* w, const std::vector<Tap>& taps, int64_t channels, int64_t x_stride,
-          int64_t w_stride, const float* bias, float* acc, int64_t acc_stride) {
+void tile(const float* x, const int64_t* at, const float* w, const std::vector<Tap>& taps, int64_t channels,
+          int64_t x_stride, int64_t w_stride, const float* bias, float* acc, int64_t acc_stride) {
   Vector sum[kOut][kVec];
+  const float* from[kVec];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVec; ++v) from[v] = x + at[v];
 #pragma GCC unroll 8
   for (int o = 0; o < kOut; ++o) {
 #pragma GCC unroll 4
@@ -183,13 +239,12 @@ void tile(const float* x, const float* w, const std::vector<Tap>& taps, int64_t 
   }
   const Tap* begin = taps.data();
   const Tap* end = begin + taps.size();
-  for (int64_t c = 0; c < channels; ++c, x += x_stride, w += w_stride) {
+  for (int64_t c = 0; c < channels; ++c, w += w_stride) {
     for (const Tap* tap = begin; tap != end; ++tap) {
-      const float* at = x + tap->x;
       const float* by = w + tap->w;
       Vector value[kVec];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVec; ++v) value[v] = get(at + v * kWide);
+      for (int v = 0; v < kVec; ++v) value[v] = get(from[v] + tap->x);
 #pragma GCC unroll 8
       for (int o = 0; o < kOut; ++o) {
         const Vector weight = spread(by[o]);
@@ -197,6 +252,8 @@ void tile(const float* x, const float* w, const std::vector<Tap>& taps, int64_t 
         for (int v = 0; v < kVec; ++v) sum[o][v] = fused(weight, value[v], sum[o][v]);
       }
     }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVec; ++v) from[v] += x_stride;
   }
 #pragma GCC unroll 8
   for (int o = 0; o < kOut; ++o) {
@@ -206,107 +263,331 @@ void tile(const float* x, const float* w, const std::vector<Tap>& taps, int64_t 
 }
 
 template <int kOut>
-void tiles(const float* x, const float* w, const std::vector<Tap>& taps, int64_t channels, int64_t x_stride,
-           int64_t w_stride, const float* bias, float* acc, int64_t acc_stride, int64_t vectors) {
-  int64_t v = 0;
-  for (; v + kVectors <= vectors; v += kVectors) {
-    tile<kOut, kVectors>(x + v * kWide, w, taps, channels, x_stride, w_stride, bias, acc + v * kWide, acc_stride);
+void tiles(const float* x, const std::vector<int64_t>& at, const float* w, const std::vector<Tap>& taps,
+           int64_t channels, int64_t x_stride, int64_t w_stride, const float* bias, float* acc) {
+  const int64_t vectors = static_cast<int64_t>(at.size()), acc_stride = vectors * kWide;
+  for (int64_t v = 0; v < vectors;) {
+    const int64_t left = vectors - v, taken = left == 4 ? 2 : std::min<int64_t>(kVectors, left);
+    const auto run = taken == 1 ? tile<kOut, 1> : taken == 2 ? tile<kOut, 2> : tile<kOut, kVectors>;
+    run(x, at.data() + v, w, taps, channels, x_stride, w_stride, bias, acc + v * kWide, acc_stride);
+    v += taken;
   }
-  for (; v < vectors; ++v) {
-    tile<kOut, 1>(x + v * kWide, w, taps, channels, x_stride, w_stride, bias, acc + v * kWide, acc_stride);
+}
+
+// to[i][o] = from[o * stride + i] for ``block`` (a multiple of 4) o and ``length`` i; zero from o = ``rows`` on.
+inline void interleave(const float* from, int64_t stride, int64_t rows, int64_t block, int64_t length, float* to) {
+  for (int64_t o = 0; o < block; o += 4) {
+    int64_t i = 0;
+#if defined(__SSE__)
+    const float* row = from + o * stride;
+    for (; o + 4 <= rows && i + 4 <= length; i += 4) {
+      __m128 a = _mm_loadu_ps(row + i), b = _mm_loadu_ps(row + stride + i);
+      __m128 c = _mm_loadu_ps(row + 2 * stride + i), d = _mm_loadu_ps(row + 3 * stride + i);
+      _MM_TRANSPOSE4_PS(a, b, c, d);
+      _mm_storeu_ps(to + i * block + o, a);
+      _mm_storeu_ps(to + (i + 1) * block + o, b);
+      _mm_storeu_ps(to + (i + 2) * block + o, c);
+      _mm_storeu_ps(to + (i + 3) * block + o, d);
+    }
+#endif
+    for (; i < length; ++i) {
+      for (int64_t r = o; r < o + 4; ++r) to[i * block + r] = r < rows ? from[r * stride + i] : 0.0f;
+    }
   }
 }
 
 // A convolution, or the way back to its input: reads [B, from, t.in, h.in, w.in], writes [B, to, t.out, h.out, w.out].
+//
+// Some frames and rows at a time (``Unit``) are packed for all channels, once, by all threads. Pieces of work are some
+// thousand positions (``Chunk``) by some blocks of output channels; a thread puts the weights in order for a block and
+// the channels whose image is in its cache, right before it uses them.
 struct Convolution {
   int64_t batch, from, to;
   Axis t, h, w;
 
+  // What is packed as one: the rows from ``first`` on of the frames from ``frame`` on, of one phase. As a grid; or, where
+  // planes are so small that the places between rows cost more, ``unfolded``: a copy for each tap of height and width,
+  // without such places.
+  struct Unit {
+    int64_t b, frame, frames, phase_h, phase_w, first;
+    Grid grid;
+    int64_t low, planes;  // of the frames read
+    bool unfolded = false;
+    int64_t x = 0;  // where it lies
+
+    int64_t across() const { return static_cast<int64_t>(grid.taps_h.index.size() * grid.taps_w.index.size()); }
+    int64_t places() const { return grid.rows * grid.columns; }
+    int64_t plane() const { return unfolded ? places() : grid.plane; }
+    int64_t x_stride() const { return planes * plane() * (unfolded ? across() : 1); }
+  };
+
+  // Some rows of a frame of a unit, or some frames of an unfolded one, and where they lie in the packed image.
+  struct Segment {
+    const Unit* unit;
+    int64_t frame, frames, row, rows, x;
+    std::vector<Tap> taps;
+
+    int64_t each() const { return divide_up(unit->grid.columns, kWide); }
+    int64_t through() const { return divide_up((rows - 1) * unit->grid.width + unit->grid.columns, kWide); }
+    // Positions run through the places between rows, or each row begins with a vector of its own.
+    bool flat() const { return unit->unfolded || through() <= rows * each(); }
+    int64_t vectors() const {
+      if (unit->unfolded) return divide_up(frames * unit->places(), kWide);
+      return flat() ? through() : rows * each();
+    }
+    int64_t vector(int64_t v) const {
+      return flat() ? x + v * kWide : x + v / each() * unit->grid.width + v % each() * kWide;
+    }
+    int64_t width() const { return flat() ? unit->grid.width : each() * kWide; }
+    // Floats that one channel's sums read, about.
+    int64_t floats() const {
+      const Grid& grid = unit->grid;
+      const int64_t times = static_cast<int64_t>(taps.size()) / std::max<int64_t>(1, unit->across());
+      if (unit->unfolded) return (frames + times - 1) * unit->places() * unit->across();
+      return times * (rows * grid.h.read_step() + grid.taps_h.high - grid.taps_h.low) * grid.w.read_step() * grid.width;
+    }
+  };
+
+  // Segments with the same taps.
+  struct Chunk {
+    std::vector<Segment> segments;
+    std::vector<int64_t> at;  // of each vector
+    int64_t floats = 0;
+
+    bool takes(const Segment& next) const {
+      const int64_t more = static_cast<int64_t>(at.size()) + next.vectors();
+      return segments.empty() || (more * kWide <= kPositions && segments[0].taps == next.taps &&
+                                  segments[0].unit->x_stride() == next.unit->x_stride());
+    }
+    void add(const Segment& next) {
+      for (int64_t v = 0; v < next.vectors(); ++v) at.push_back(next.vector(v));
+      segments.push_back(next);
+      floats += next.floats();
+    }
+  };
+
   int64_t taps() const { return t.kernel * h.kernel * w.kernel; }
   int64_t outputs() const { return to <= 4 ? 4 : kOutputs; }  // channels written by one tile
 
-  // Weights [blocks of outputs][from][taps][outputs]; they come as [O, C, taps].
-  void pack_weights(const float* weight, float* packed) const {
-    const int64_t block = outputs(), count = taps();
-    parallel(divide_up(to, block), [&](int64_t part) {
-      float* mine = packed + part * from * count * block;
-      for (int64_t c = 0; c < from; ++c) {
-        for (int64_t o = 0; o < block; ++o) {
-          const int64_t out = part * block + o;
-          const float* source = weight + (t.back ? c * to + out : out * from + c) * count;
-          for (int64_t q = 0; q < count; ++q) mine[(c * count + q) * block + o] = out < to ? source[q] : 0.0f;
-        }
-      }
-    });
+  // The frame that a tap reads, or -1.
+  int64_t frame_read(int64_t frame, int64_t tap) const {
+    const int64_t phase = frame % t.write_step();
+    if (!t.meets(tap, phase)) return -1;
+    const int64_t at = frame / t.write_step() * t.read_step() + t.shift(tap, phase);
+    return at < t.in ? at : -1;
   }
 
-  // One piece: some rows of one output plane and phase, some blocks of output channels. ``added``: as the result, or
-  // null.
-  template <class Source>
-  void piece(const Source& source, const float* packed, const float* bias, const float* added, float* result, int64_t b,
-             int64_t frame, const Grid& grid, int64_t phase_h, int64_t phase_w, int64_t first, int64_t block_begin, int64_t block_end,
-             Scratch& scratch) const {
-    std::vector<int64_t> frames;  // read by this frame
-    std::vector<Tap> shifts;
-    const int64_t block = outputs(), phase_t = frame % t.write_step();
+  Unit unit(int64_t b, int64_t frame, int64_t frames, int64_t phase_h, int64_t phase_w, int64_t first,
+            int64_t rows) const {
+    int64_t low = t.in, high = -1;
+    for (int64_t f = frame; f < frame + frames; ++f) {
+      for (int64_t tap = 0; tap < t.kernel; ++tap) {
+        const int64_t at = frame_read(f, tap);
+        if (at < 0) continue;
+        low = std::min(low, at);
+        high = std::max(high, at);
+      }
+    }
+    Unit made{b, frame, frames, phase_h, phase_w, first, Grid(h, phase_h, w, phase_w, rows), low,
+              std::max<int64_t>(0, high - low + 1)};
+    made.unfolded = unfolds(made);
+    return made;
+  }
+
+  // Whether enough vectors are saved.
+  bool unfolds(const Unit& unit) const {
+    if (h.stride != 1 || w.stride != 1 || w.in != unit.grid.columns || unit.places() > kPositions) return false;
+    if (unit.planes * unit.places() * unit.across() * from > kUnfolded) return false;
+    const Segment frame{&unit, 0, 1, 0, unit.grid.rows, 0, {}};
+    return 8 * divide_up(unit.frames * unit.places(), kWide) <= 7 * unit.frames * frame.vectors();
+  }
+
+  // Frames and rows of a unit: as few planes and rows as possible are packed twice, in the given room.
+  void choose(int64_t rows, int64_t phase_h, int64_t phase_w, int64_t* frames, int64_t* high) const {
+    double best = 0.0;
+    *frames = *high = 1;
+    for (int64_t parts = 1; parts <= t.out; ++parts) {
+      const int64_t f = divide_up(t.out, parts);
+      for (int64_t strips = 1; strips <= rows; ++strips) {
+        const int64_t r = divide_up(rows, strips);
+        const Unit one = unit(0, 0, f, phase_h, phase_w, 0, r);
+        const int64_t floats = std::max<int64_t>(1, one.planes * one.grid.plane);
+        if (floats * from > kImage) continue;
+        const double share = static_cast<double>(f * r) / static_cast<double>(floats);
+        if (share > best) {
+          best = share;
+          *frames = f;
+          *high = r;
+        }
+        break;
+      }
+    }
+  }
+
+  std::vector<Unit> units() const {
+    std::vector<Unit> all;
+    for (int64_t ph = 0; ph < h.write_step(); ++ph) {
+      for (int64_t pw = 0; pw < w.write_step(); ++pw) {
+        const int64_t rows = h.written(ph);
+        if (rows == 0 || w.written(pw) == 0) continue;
+        int64_t frames, high;
+        choose(rows, ph, pw, &frames, &high);
+        for (int64_t b = 0; b < batch; ++b) {
+          for (int64_t f = 0; f < t.out; f += frames) {
+            for (int64_t r = 0; r < rows; r += high) {
+              all.push_back(unit(b, f, std::min(frames, t.out - f), ph, pw, r, std::min(high, rows - r)));
+            }
+          }
+        }
+      }
+    }
+    return all;
+  }
+
+  // The first frame that an output frame reads (-1: none), and its taps from there.
+  int64_t taps_of(const Unit& unit, int64_t frame, std::vector<Tap>* taps) const {
+    int64_t first = -1;
     for (int64_t kt = 0; kt < t.kernel; ++kt) {
-      if (!t.meets(kt, phase_t)) continue;
-      const int64_t at = frame / t.write_step() * t.read_step() + t.shift(kt, phase_t);
-      if (at < 0 || at >= t.in) continue;
+      const int64_t at = frame_read(frame, kt);
+      if (at < 0) continue;
+      if (first < 0) first = at;
+      int64_t copy = 0;
+      for (const int64_t kh : unit.grid.taps_h.index) {
+        for (const int64_t kw : unit.grid.taps_w.index) {
+          const int64_t place = unit.unfolded ? copy++ * unit.planes * unit.plane()
+                                              : unit.grid.offset(h.shift(kh, unit.phase_h), w.shift(kw, unit.phase_w));
+          taps->push_back({(at - first) * unit.plane() + place, ((kt * h.kernel + kh) * w.kernel + kw) * outputs()});
+        }
+      }
+    }
+    return first;
+  }
+
+  // A unit in pieces of a chunk's size: frames, or rows, about equally many, of each frame.
+  void add_segments(const Unit& of, std::vector<Chunk>* chunks) const {
+    const auto add = [&](const Segment& next) {
+      if (chunks->empty() || !chunks->back().takes(next)) chunks->emplace_back();
+      chunks->back().add(next);
+    };
+    const int64_t strips = std::max<int64_t>(1, of.places() / kPositions), high = divide_up(of.grid.rows, strips);
+    Segment many{&of, 0, 0, 0, of.grid.rows, 0, {}};
+    for (int64_t f = of.frame; f < of.frame + of.frames; ++f) {
+      std::vector<Tap> taps;
+      const int64_t first = taps_of(of, f, &taps), x = of.x + std::max<int64_t>(0, first - of.low) * of.plane();
+      if (!of.unfolded) {
+        for (int64_t r = 0; r < of.grid.rows; r += high) {
+          add({&of, f, 1, r, std::min(high, of.grid.rows - r), x + r * of.grid.width, taps});
+        }
+        continue;
+      }
+      const bool follows = many.frames > 0 && many.taps == taps && x == many.x + many.frames * of.plane();
+      if (!follows || (many.frames + 1) * of.places() > kPositions) {
+        if (many.frames > 0) add(many);
+        many = {&of, f, 0, 0, of.grid.rows, x, taps};
+      }
+      ++many.frames;
+    }
+    if (many.frames > 0) add(many);
+  }
+
+  template <class Source>
+  void pack_image(const Source& source, const Unit& unit, int64_t channel, float* to, Made& made) const {
+    for (int64_t at = unit.low; at < unit.low + unit.planes; ++at, to += unit.plane()) {
+      const auto rows = [&](int64_t begin, int64_t end) { return source.rows(unit.b, channel, at, begin, end, made); };
+      if (!unit.unfolded) {
+        unit.grid.pack(rows, unit.first, to);
+        continue;
+      }
+      const Grid& grid = unit.grid;
+      const int64_t begin = std::max<int64_t>(0, unit.first + grid.taps_h.low);
+      const int64_t end = std::min(h.in, unit.first + grid.rows + grid.taps_h.high);
+      const float* from = begin < end ? rows(begin, end) : nullptr;
+      float* copy = to;
       for (const int64_t kh : grid.taps_h.index) {
         for (const int64_t kw : grid.taps_w.index) {
-          const int64_t x = grid.offset(h.shift(kh, phase_h), w.shift(kw, phase_w));
-          const int64_t planes = static_cast<int64_t>(frames.size());
-          shifts.push_back({planes * grid.plane + x, ((kt * h.kernel + kh) * w.kernel + kw) * block});
+          shifted(from, begin, end, unit.first + h.shift(kh, 0), w.shift(kw, 0), grid.rows, copy);
+          copy += unit.planes * unit.places();
         }
       }
-      frames.push_back(at);
     }
-    const int64_t x_stride = grid.plane * static_cast<int64_t>(frames.size()), w_stride = taps() * block;
-    const int64_t vectors = divide_up(grid.positions(), kWide), acc_stride = vectors * kWide;
-    const int64_t group = std::max<int64_t>(1, std::min(from, kPacked / std::max<int64_t>(1, x_stride)));
-    const int64_t width = (block_end - block_begin) * block;
-    float* x = scratch.floats(group * x_stride + 2 * kLanes + width * acc_stride + source.buffer());
-    float* acc = x + group * x_stride + 2 * kLanes;
-    float* buffer = acc + width * acc_stride;
+  }
+
+  // ``rows`` rows from row ``first`` and column ``across`` on; given are those from ``begin`` to ``end``, others are zero.
+  void shifted(const float* from, int64_t begin, int64_t end, int64_t first, int64_t across, int64_t rows,
+               float* to) const {
+    const int64_t low = std::min(rows, std::max<int64_t>(0, begin - first));
+    const int64_t high = std::max(low, std::min(rows, end - first)), width = w.in, size = (high - low) * width;
+    std::fill(to, to + low * width, 0.0f);
+    std::fill(to + high * width, to + rows * width, 0.0f);
+    if (size == 0) return;
+    const int64_t before = std::min(width, std::max<int64_t>(0, -across));
+    const int64_t after = std::min(width, std::max<int64_t>(0, across));
+    const float* start = from + (first + low - begin) * width;
+    to += low * width;
+    std::copy(start + after, start + size - before, to + before);
+    for (float* row = to; row < to + size; row += width) {
+      std::fill_n(row, before, 0.0f);
+      std::fill_n(row + width - after, after, 0.0f);
+    }
+  }
+
+  // Weights [channels][taps][outputs] of a block of outputs; they come as [O, C, taps].
+  void pack_weights(const float* weight, int64_t block, int64_t c, int64_t channels, float* packed) const {
+    const int64_t first = block * outputs(), rows = std::min(outputs(), to - first), count = taps();
+    if (!t.back) {
+      interleave(weight + (first * from + c) * count, from * count, rows, outputs(), channels * count, packed);
+      return;
+    }
+    for (int64_t i = 0; i < channels; ++i) {
+      const float* source = weight + ((c + i) * to + first) * count;
+      interleave(source, count, rows, outputs(), count, packed + i * count * outputs());
+    }
+  }
+
+  // One piece of work. ``added``: as the result, or null.
+  void piece(const float* x, const float* weight, const float* bias, const float* added, float* result,
+             const Chunk& chunk, int64_t block_begin, int64_t block_end, Scratch& scratch) const {
+    const Segment& any = chunk.segments[0];
+    const int64_t block = outputs(), w_stride = taps() * block, x_stride = any.unit->x_stride();
+    const int64_t acc_stride = static_cast<int64_t>(chunk.at.size()) * kWide, width = (block_end - block_begin) * block;
+    const int64_t group = std::max<int64_t>(1, std::min(from, kPacked / std::max<int64_t>(1, chunk.floats)));
+    float* acc = scratch.floats(width * acc_stride + group * w_stride);
+    float* packed = acc + width * acc_stride;
     for (int64_t c = 0; c < from; c += group) {
       const int64_t channels = std::min(group, from - c);
-      float* to_pack = x;
-      for (int64_t i = c; i < c + channels; ++i) {
-        for (const int64_t at : frames) {
-          grid.pack([&](int64_t row) { return source.row(b, i, at, row, buffer); }, first, to_pack);
-          to_pack += grid.plane;
-        }
-      }
       for (int64_t n = block_begin; n < block_end; ++n) {
-        const float* weights = packed + (n * from + c) * w_stride;
+        pack_weights(weight, n, c, channels, packed);
         float* sums = acc + (n - block_begin) * block * acc_stride;
         const float* start = c == 0 ? bias + n * block : nullptr;
         const auto run = block == 4 ? tiles<4> : tiles<kOutputs>;
-        run(x, weights, shifts, channels, x_stride, w_stride, start, sums, acc_stride, vectors);
+        run(x + c * x_stride, chunk.at, packed, any.taps, channels, x_stride, w_stride, start, sums);
       }
     }
     for (int64_t o = block_begin * block; o < std::min(to, block_end * block); ++o) {
       const float* sums = acc + (o - block_begin * block) * acc_stride;
-      const int64_t plane = ((b * to + o) * t.out + frame) * h.out * w.out;
-      for (int64_t r = 0; r < grid.rows; ++r, sums += grid.width) {
-        const int64_t at = plane + ((first + r) * h.write_step() + phase_h) * w.out + phase_w;
-        float* row = result + at;
-        if (added) {
-          for (int64_t i = 0; i < grid.columns; ++i) row[i] = sums[i] + added[at + i];
-        } else if (w.write_step() == 1) {
-          std::copy_n(sums, grid.columns, row);
-        } else {
-          for (int64_t i = 0; i < grid.columns; ++i) row[i * w.write_step()] = sums[i];
-        }
+      for (const Segment& segment : chunk.segments) {
+        write(segment, o, sums, added, result);
+        sums += segment.vectors() * kWide;
       }
     }
   }
 
-  // Rows of a strip, all strips of a plane about equally high.
-  int64_t strip(int64_t rows, int64_t columns) const {
-    const int64_t strips = std::max<int64_t>(1, rows * columns / kPositions);
-    return std::max<int64_t>(1, divide_up(rows, strips));
+  void write(const Segment& segment, int64_t o, const float* sums, const float* added, float* result) const {
+    const Unit& unit = *segment.unit;
+    const int64_t rows = unit.unfolded ? segment.frames : segment.rows;
+    const int64_t count = unit.unfolded ? unit.places() : unit.grid.columns, step = unit.unfolded ? 1 : w.write_step();
+    for (int64_t r = 0; r < rows; ++r, sums += unit.unfolded ? count : segment.width()) {
+      const int64_t frame = segment.frame + (unit.unfolded ? r : 0);
+      const int64_t row = (unit.first + segment.row + (unit.unfolded ? 0 : r)) * h.write_step() + unit.phase_h;
+      const int64_t at = (((unit.b * to + o) * t.out + frame) * h.out + row) * w.out + unit.phase_w;
+      if (added) {
+        for (int64_t i = 0; i < count; ++i) result[at + i] = sums[i] + added[at + i];
+      } else if (step == 1) {
+        std::copy_n(sums, count, result + at);
+      } else {
+        for (int64_t i = 0; i < count; ++i) result[at + i * step] = sums[i];
+      }
+    }
   }
 
   // ``bias`` [to] or null. Returns 0, or 1 without memory.
@@ -317,37 +598,58 @@ struct Convolution {
   // ``added``: of the result's shape, or null; for a convolution forward.
   template <class Source>
   int run(const Source& source, const float* weight, const float* bias, const float* added, float* result) const {
-    struct Strip {
-      int64_t phase_h, phase_w, first;
-      Grid grid;
-    };
-    std::vector<Strip> strips;
-    for (int64_t ph = 0; ph < h.write_step(); ++ph) {
-      for (int64_t pw = 0; pw < w.write_step(); ++pw) {
-        const int64_t rows = h.written(ph), high = strip(rows, w.written(pw));
-        for (int64_t r = 0; r < rows && w.written(pw) > 0; r += high) {
-          strips.push_back({ph, pw, r, Grid(h, ph, w, pw, std::min(high, rows - r))});
-        }
-      }
-    }
     const int64_t block = outputs(), blocks = divide_up(to, block);
-    std::vector<float> packed(static_cast<size_t>(blocks * from * taps() * block));
-    pack_weights(weight, packed.data());
     std::vector<float> start(static_cast<size_t>(blocks * block), 0.0f);
     if (bias) std::copy_n(bias, to, start.begin());
-    const int64_t count = static_cast<int64_t>(strips.size()), planes = batch * t.out;
-    const int64_t groups = std::min(blocks, divide_up(kMaxThreads, std::max<int64_t>(1, planes * count)));
-    const int64_t each = divide_up(blocks, groups);
+    std::vector<Unit> all = units();
+    static std::mutex* busy = new std::mutex;  // neither is destroyed: threads may outlive what the process destroys
+    static Scratch* kept = new Scratch;
+    Scratch own;
+    const std::unique_lock<std::mutex> lock(*busy, std::try_to_lock);
+    Scratch& image = lock ? *kept : own;
+    int failed = 0;
+    for (size_t begin = 0, end; begin < all.size() && !failed; begin = end) {
+      int64_t size = 0;
+      for (end = begin; end < all.size() && (end == begin || size + from * all[end].x_stride() <= kImage); ++end) {
+        all[end].x = size;
+        size += from * all[end].x_stride();
+      }
+      float* x = image.floats(size + 2 * kLanes);
+      failed = round(source, all, begin, end, x, weight, start.data(), added, result);
+    }
+    return failed;
+  }
+
+  // The units from ``begin`` to ``end``, packed into ``x``.
+  template <class Source>
+  int round(const Source& source, const std::vector<Unit>& all, size_t begin, size_t end, float* x, const float* weight,
+            const float* bias, const float* added, float* result) const {
+    std::vector<Chunk> chunks;
+    for (size_t i = begin; i < end; ++i) add_segments(all[i], &chunks);
     std::atomic<int> failed{0};
-    parallel(planes * count * groups, [&](int64_t part) {
-      try {
-        thread_local Scratch scratch;
-        const Strip& s = strips[static_cast<size_t>(part / groups % count)];
-        const int64_t plane = part / groups / count, begin = part % groups * each;
-        piece(source, packed.data(), start.data(), added, result, plane / t.out, plane % t.out, s.grid, s.phase_h,
-              s.phase_w, s.first, std::min(blocks, begin), std::min(blocks, begin + each), scratch);
-      } catch (const std::bad_alloc&) {
-        failed = 1;
+    const auto guarded = [&](int64_t parts, const std::function<void(int64_t, Scratch&)>& job) {
+      parallel(parts, [&](int64_t part) {
+        try {
+          thread_local Scratch scratch;
+          job(part, scratch);
+        } catch (const std::bad_alloc&) {
+          failed = 1;
+        }
+      });
+    };
+    const int64_t packs = divide_up(from, kPacks);
+    guarded(static_cast<int64_t>(end - begin) * packs, [&](int64_t part, Scratch& scratch) {
+      const Unit& unit = all[begin + static_cast<size_t>(part / packs)];
+      const int64_t first = part % packs * kPacks, last = std::min(from, first + kPacks);
+      Made made{&scratch};
+      for (int64_t c = first; c < last; ++c) pack_image(source, unit, c, x + unit.x + c * unit.x_stride(), made);
+    });
+    const int64_t blocks = divide_up(to, outputs()), count = static_cast<int64_t>(chunks.size());
+    const int64_t groups = std::min(blocks, divide_up(kMaxThreads, count)), each = divide_up(blocks, groups);
+    guarded(count * groups, [&](int64_t part, Scratch& scratch) {
+      const int64_t first = std::min(blocks, part % groups * each), last = std::min(blocks, first + each);
+      if (first < last) {
+        piece(x, weight, bias, added, result, chunks[static_cast<size_t>(part / groups)], first, last, scratch);
       }
     });
     return failed;
@@ -434,7 +736,7 @@ struct WeightGradient {
           std::fill_n(to, grid.plane, 0.0f);
         } else {
           const float* plane = image + ((b * channels + i) * t.in + at) * h.in * w.in;
-          grid.pack([&](int64_t row) { return plane + row * w.in; }, strip * grid.rows, to);
+          grid.pack([&](int64_t row, int64_t) { return plane + row * w.in; }, strip * grid.rows, to);
         }
       }
     }
@@ -561,6 +863,30 @@ struct Shapes {
   bool empty() const { return batch * channels * outputs * t.out * h.out * w.out == 0; }
 };
 
+// A convolution, and the frames that the next one has to know.
+template <class Image>
+int causal(const Shapes& s, const Following<Image>& image, const float* weight, const float* bias, const float* added,
+           float* result, float* last) {
+  const Convolution convolution{s.batch, s.channels, s.outputs, s.t, s.h, s.w};
+  if (convolution.run(image, weight, bias, added, result)) return 1;
+  std::atomic<int> failed{0};
+  parallel(s.batch * s.channels, [&](int64_t plane) {
+    try {
+      thread_local Scratch scratch;
+      Made made{&scratch};
+      const int64_t size = s.h.in * s.w.in;
+      for (int64_t i = 0; i < image.memory; ++i) {
+        const int64_t frame = s.t.in - image.memory + i;
+        const float* rows = image.rows(plane / s.channels, plane % s.channels, frame, 0, s.h.in, made);
+        std::copy_n(rows, size, last + (plane * image.memory + i) * size);
+      }
+    } catch (const std::bad_alloc&) {
+      failed = 1;
+    }
+  });
+  return failed;
+}
+
 inline Axis reversed(const Axis& axis) { return {axis.out, axis.in, axis.kernel, axis.stride, axis.pad, true}; }
 
 }  // namespace
@@ -599,7 +925,22 @@ int convolution_upsampled(int count, void** data, int* ranks, int64_t** shapes, 
   const int64_t time = shapes[4][0], grown[5] = {x[0], x[1], shapes[5][2], 2 * x[3], 2 * x[4]};
   const Shapes s(grown, shapes[1], shapes[5], shapes[3], 5);
   if (s.empty()) return 0;
-  const Nearest image{a.in(0), s.channels, x[2], x[3], x[4], time};
+  const Nearest image{{a.in(0), s.channels, x[2], x[3], x[4]}, time};
+  return Convolution{s.batch, s.channels, s.outputs, s.t, s.h, s.w}.run(image, a.in(1), a.in(2), nullptr, a.out(5));
+} catch (const std::bad_alloc&) {
+  return 1;
+}
+
+// x [B, C, T, H, W], weight [O, C, 1, kh, kw], bias [O], geometry of the convolution (no padding), [time] (its shape
+// counts) -> convolution of the means of ``time`` frames of x, a row and a column of zeros after the last
+int convolution_downsampled(int count, void** data, int* ranks, int64_t** shapes, const char** types, void*, void*) try {
+  const Arguments a{count, data, ranks, shapes, types};
+  if (!a.are_fp32(6)) return 1;
+  const int64_t* x = shapes[0];
+  const int64_t fewer[5] = {x[0], x[1], shapes[5][2], x[3], x[4]};
+  const Shapes s(fewer, shapes[1], shapes[5], shapes[3], 5);
+  if (s.empty()) return 0;
+  const Paired image{{a.in(0), s.channels, x[2], x[3], x[4]}, shapes[4][0]};
   return Convolution{s.batch, s.channels, s.outputs, s.t, s.h, s.w}.run(image, a.in(1), a.in(2), nullptr, a.out(5));
 } catch (const std::bad_alloc&) {
   return 1;
@@ -617,25 +958,30 @@ int norm_convolution(int count, void** data, int* ranks, int64_t** shapes, const
   const int64_t joined[5] = {x[0], x[1], x[2] + memory, x[3], x[4]};
   const Shapes s(joined, shapes[7], shapes[11], shapes[9], 5);
   if (s.empty()) return 0;
-  Normed image{a.in(0), ranks[6] == 5 ? a.in(6) : nullptr, memory, norm, a.in(1), a.in(2), a.in(3), a.in(4), {}};
-  image.moments.resize(static_cast<size_t>(norm.batch * norm.groups));
+  Normed normed{a.in(0), norm, a.in(1), a.in(2), a.in(3), a.in(4), {}};
+  normed.moments.resize(static_cast<size_t>(norm.batch * norm.groups));
   parallel(norm.batch * norm.groups, [&](int64_t part) {
     const int64_t first = part / norm.groups * norm.channels + part % norm.groups * norm.each();
-    image.moments[static_cast<size_t>(part)] = norm.moments_of(a.in(0) + first * norm.frames * norm.plane());
+    normed.moments[static_cast<size_t>(part)] = norm.moments_of(a.in(0) + first * norm.frames * norm.plane());
   });
-  const Convolution convolution{s.batch, s.channels, s.outputs, s.t, s.h, s.w};
-  if (convolution.run(image, a.in(7), a.in(8), ranks[10] == 5 ? a.in(10) : nullptr, a.out(11))) return 1;
-  std::vector<float> buffer(static_cast<size_t>(image.buffer()));
-  float* to = a.out(12);
-  for (int64_t plane = 0; plane < norm.batch * norm.channels; ++plane) {
-    for (int64_t frame = 0; frame < memory; ++frame) {
-      for (int64_t row = 0; row < norm.height; ++row, to += norm.width) {
-        const int64_t at = s.t.in - memory + frame;
-        std::copy_n(image.row(plane / norm.channels, plane % norm.channels, at, row, buffer.data()), norm.width, to);
-      }
-    }
-  }
-  return 0;
+  const Following<Normed> image{normed, ranks[6] == 5 ? a.in(6) : nullptr, memory, x[1], x[3], x[4]};
+  return causal(s, image, a.in(7), a.in(8), ranks[10] == 5 ? a.in(10) : nullptr, a.out(11), a.out(12));
+} catch (const std::bad_alloc&) {
+  return 1;
+}
+
+// x [B, C, T, H, W], weight [O, C, kt, kh, kw], bias [O], geometry, frames before [B, C, kt - 1, H, W] (or [1]: none)
+// -> causal convolution of x, the last frames that it read [B, C, kt - 1, H, W]
+int causal_convolution(int count, void** data, int* ranks, int64_t** shapes, const char** types, void*, void*) try {
+  const Arguments a{count, data, ranks, shapes, types};
+  if (!a.are_fp32(7)) return 1;
+  const int64_t *x = shapes[0], memory = shapes[1][2] - 1;
+  const int64_t joined[5] = {x[0], x[1], x[2] + memory, x[3], x[4]};
+  const Shapes s(joined, shapes[1], shapes[5], shapes[3], 5);
+  if (s.empty()) return 0;
+  const Dense dense{a.in(0), x[1], x[2], x[3], x[4]};
+  const Following<Dense> image{dense, ranks[4] == 5 ? a.in(4) : nullptr, memory, x[1], x[3], x[4]};
+  return causal(s, image, a.in(1), a.in(2), nullptr, a.out(5), a.out(6));
 } catch (const std::bad_alloc&) {
   return 1;
 }

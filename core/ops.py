@@ -22,11 +22,11 @@ from core.compiling import runtime as _runtime
 
 __all__ = [
     "Mode", "adamw", "adamw_in_place", "adaptive_norm", "apart", "attention", "attention_again", "attention_keeping",
-    "averaged_in_place", "came_in_place", "chosen_kernels", "chosen_launch", "compiled", "compute_dtype", "configure",
-    "conv2d", "conv3d", "conv3d_added", "dense", "embedding", "gelu_tanh", "group_norm", "group_norm_silu",
-    "layer_norm", "linear", "mean_of_frame_pairs", "norm_conv3d", "norms_are_kernels", "pad_right_bottom",
-    "recomputed", "recomputed_keeping", "repeat_nearest", "return_large_memory", "rms_norm", "rotate", "runnable_dtype",
-    "silu", "square_sum", "square_sum_of_all", "upsampled_conv3d", "value_and_gradients",
+    "averaged_in_place", "came_in_place", "causal_conv3d", "chosen_kernels", "chosen_launch", "compiled",
+    "compute_dtype", "configure", "conv2d", "conv3d", "conv3d_added", "dense", "downsampled_conv3d", "embedding",
+    "gelu_tanh", "group_norm", "group_norm_silu", "layer_norm", "linear", "norm_conv3d", "norms_are_kernels",
+    "recomputed", "recomputed_keeping", "repeat_nearest", "return_large_memory", "rms_norm", "rotate",
+    "runnable_dtype", "silu", "square_sum", "square_sum_of_all", "upsampled_conv3d", "value_and_gradients",
 ]  # fmt: skip
 
 Kernels = Literal["auto", "operators"]
@@ -171,7 +171,7 @@ def conv3d(x, weight, bias, stride, padding):
     return _device.conv(x, weight, bias, stride, padding)
 
 
-# Three convolutions that read or write what would otherwise be a tensor of its own, for where memory counts and
+# Five convolutions that read or write what would otherwise be a tensor of its own, for where memory counts and
 # ``norms_are_kernels``: same bits as the operators one after the other.
 
 
@@ -180,10 +180,21 @@ def conv3d_added(x, weight, bias, stride, padding, added):
     return ops_cpu_compiled.conv_added(x, weight, bias, stride, padding, added)
 
 
+def downsampled_conv3d(x, time, weight, bias):
+    """A convolution of each frame with stride 2 of what ``ops_modulation.downsample`` (by ``time``) and then
+    ``pad_right_bottom`` make of ``x [B, C, T, H, W]``, ``weight [O, C, 1, kh, kw]`` -> ``[B, O, T', H/2, W/2]``."""
+    return ops_cpu_compiled.downsampled_conv(x, time, weight, bias)
+
+
 def upsampled_conv3d(x, time, weight, bias):
     """A convolution of each frame of ``x`` as ``ops_modulation.upsample`` widens it (by ``time`` and 2): padded, stride
     1, ``[B, C, T, H, W]``, ``weight [O, C, 1, kh, kw]`` -> ``[B, O, T', 2H, 2W]``."""
     return ops_cpu_compiled.upsampled_conv(x, time, weight, bias)
+
+
+def causal_conv3d(x, cache, weight, bias):
+    """A convolution, causal in time, of ``x [B, C, T, H, W]`` after the frames ``cache``; see ``norm_conv3d``."""
+    return ops_cpu_compiled.causal_conv(x, cache, weight, bias)
 
 
 def norm_conv3d(x, num_groups, norm_weight, norm_bias, eps, scale, shift, cache, weight, bias, added=None):
@@ -195,17 +206,6 @@ def norm_conv3d(x, num_groups, norm_weight, norm_bias, eps, scale, shift, cache,
     return ops_cpu_compiled.norm_conv(
         x, num_groups, norm_weight, norm_bias, eps, scale, shift, cache, weight, bias, added
     )  # fmt: skip
-
-
-def pad_right_bottom(x):
-    """One row and one column of zeros after the last: ``[B, C, T, H, W] -> [B, C, T, H + 1, W + 1]``."""
-    return _ops.Pad(((0, 0), (0, 0), (0, 0), (0, 1), (0, 1)))(x)  # ops.pad: see core.ops_cpu_conv
-
-
-def mean_of_frame_pairs(x):
-    """``[B, C, 2T, H, W] -> [B, C, T, H, W]``, the mean of frames 2t and 2t + 1."""
-    batch, channels, frames, height, width = x.shape
-    return x.reshape(batch, channels, frames // 2, 2, height, width).mean(3)
 
 
 def repeat_nearest(x, time, space):

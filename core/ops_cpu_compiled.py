@@ -26,9 +26,9 @@ from core.ops_cpu import (
 )
 
 __all__ = [
-    "adamw", "adaptive_norm", "attention", "attention_again", "attention_keeping", "conv", "conv_added",
-    "gelu_tanh", "group_norm", "group_norm_silu", "layer_norm", "linear", "norm_conv", "repeat_nearest", "rms_norm",
-    "rotate", "silu", "square_sum", "upsampled_conv", "use",
+    "adamw", "adaptive_norm", "attention", "attention_again", "attention_keeping", "causal_conv", "conv",
+    "conv_added", "downsampled_conv", "gelu_tanh", "group_norm", "group_norm_silu", "layer_norm", "linear", "norm_conv",
+    "repeat_nearest", "rms_norm", "rotate", "silu", "square_sum", "upsampled_conv", "use",
 ]  # fmt: skip
 
 # Primitives of the library given to ``use``: the graph compiler resolves module globals.
@@ -38,8 +38,10 @@ _attention_biased: Any = None
 _attention_gradient: Any = None
 _attention_biased_gradient: Any = None
 _known_attention: Any = None
+_causal_convolution: Any = None
 _convolution: Any = None
 _convolution_added: Any = None
+_convolution_downsampled: Any = None
 _convolution_upsampled: Any = None
 _norm_convolution: Any = None
 _image_gradient: Any = None
@@ -58,7 +60,8 @@ def use(library: Path) -> None:
     """Makes the primitives of a built library, unless they are; called by ``ops.configure``."""
     global _library, _gelu, _gelu_gradient, _norm, _norm_gradient, _rotate, _rotate_gradient  # noqa: PLW0603  see above
     global _convolution, _image_gradient, _weight_gradient, _norm_silu, _norm_silu_gradient  # noqa: PLW0603  see above
-    global _convolution_added, _convolution_upsampled, _norm_convolution  # noqa: PLW0603  see above
+    global _convolution_added, _convolution_downsampled, _convolution_upsampled  # noqa: PLW0603  see above
+    global _causal_convolution, _norm_convolution  # noqa: PLW0603  see above
     global _attention, _attention_biased, _attention_gradient, _attention_biased_gradient  # noqa: PLW0603  see above
     global _known_attention  # noqa: PLW0603  see above
     if library == _library:
@@ -113,7 +116,11 @@ def use(library: Path) -> None:
     _weight_gradient = custom("convolution_weight_gradient", last_and_bias, shape=last_and_outputs)
     _convolution = custom("convolution", first, _convolution_bprop, shape=_convolved)
     _convolution_added = custom("convolution_added", first, _added_bprop, shape=_convolved)
+    _convolution_downsampled = custom(
+        "convolution_downsampled", first, _downsampled_bprop, shape=_convolved_downsampled
+    )
     _convolution_upsampled = custom("convolution_upsampled", first, _upsampled_bprop, shape=_convolved_upsampled)
+    _causal_convolution = custom("causal_convolution", first_twice, _causal_convolution_bprop, shape=_causal_convolved)
     _norm_convolution = custom("norm_convolution", first_twice, _norm_convolution_bprop, shape=_norm_convolved)
 
 
@@ -226,41 +233,77 @@ def _upsampled_bprop(x, weight, bias, geometry, time, out, grad):
     return dx, dweight, dbias, dgeometry, _ops.zeros_like(time)
 
 
-def _norm_convolved(x, weight, bias, scale, shift, settings, cache, kernel, kernel_bias, geometry, added):
+def _convolved_downsampled(x, weight, bias, geometry, time):
+    frames = x[2] if time[0] == 1 else (x[2] + 1) // 2
+    return _convolved([x[0], x[1], frames, x[3] + 1, x[4] + 1], weight, bias, geometry)
+
+
+def _downsampled_bprop(x, weight, bias, geometry, time, out, grad):
+    """Made of the gradients of the parts; what the convolution read is computed again."""
+    _, _, frames, height, width = x.shape
+    small = ops_modulation.pad_right_bottom(ops_modulation.downsample(x, time.shape[0]))
+    dsmall, dweight, dbias, dgeometry = _convolution_bprop(small, weight, bias, geometry, out, grad)
+    dx = dsmall[:, :, :, :height, :width]
+    if time.shape[0] == 2 and frames > 1:
+        later = repeat_nearest(dx[:, :, frames % 2 :], 2, 1) * 0.5
+        dx = later if frames % 2 == 0 else _ops.concat((dx[:, :, :1], later), 2)
+    return dx, dweight, dbias, dgeometry, _ops.zeros_like(time)
+
+
+def _causal_convolved(x, kernel, kernel_bias, geometry, cache):
     memory = kernel[2] - 1
     joined = [x[0], x[1], x[2] + memory, x[3], x[4]]
     return _convolved(joined, kernel, kernel_bias, geometry), [x[0], x[1], memory, x[3], x[4]]
+
+
+def _causal_convolution_bprop(x, kernel, kernel_bias, geometry, cache, out, grad):
+    """Made of the gradient of the convolution; what it read is joined again."""
+    memory, frames = kernel.shape[2] - 1, x.shape[2]
+    before = (x[:, :, :1],) * memory if len(cache.shape) == 1 else (cache,)
+    joined = _ops.concat((*before, x), 2)
+    djoined, dkernel, dkernel_bias, dgeometry = _convolution_bprop(joined, kernel, kernel_bias, geometry, out, grad[0])
+    djoined = _ops.concat((djoined[:, :, :frames], djoined[:, :, frames:] + grad[1]), 2)
+    dx = djoined[:, :, memory:]
+    if len(cache.shape) == 1:
+        dcache = _ops.zeros_like(cache)
+        dfirst = djoined[:, :, : memory + 1].sum(2, keepdims=True)
+        dx = dfirst if frames == 1 else _ops.concat((dfirst, dx[:, :, 1:]), 2)
+    else:
+        dcache = djoined[:, :, :memory]
+    return dx, dkernel, dkernel_bias, dgeometry, dcache
+
+
+def _norm_convolved(x, weight, bias, scale, shift, settings, cache, kernel, kernel_bias, geometry, added):
+    return _causal_convolved(x, kernel, kernel_bias, geometry, cache)
 
 
 def _norm_convolution_bprop(
     x, weight, bias, scale, shift, settings, cache, kernel, kernel_bias, geometry, added, out, grad
 ):  # fmt: skip
     """Made of the gradients of the parts; what the convolution read is computed again."""
-    memory, frames = kernel.shape[2] - 1, x.shape[2]
     made = _norm_silu(x, weight, bias, scale, shift, settings)
-    before = (made[:, :, :1],) * memory if len(cache.shape) == 1 else (cache,)
-    joined = _ops.concat((*before, made), 2)
-    djoined, dkernel, dkernel_bias, dgeometry = _convolution_bprop(joined, kernel, kernel_bias, geometry, out, grad[0])
-    djoined = _ops.concat((djoined[:, :, :frames], djoined[:, :, frames:] + grad[1]), 2)
-    dmade = djoined[:, :, memory:]
-    if len(cache.shape) == 1:
-        dcache = _ops.zeros_like(cache)
-        dfirst = djoined[:, :, : memory + 1].sum(2, keepdims=True)
-        dmade = dfirst if frames == 1 else _ops.concat((dfirst, dmade[:, :, 1:]), 2)
-    else:
-        dcache = djoined[:, :, :memory]
+    dmade, *of_kernel, dcache = _causal_convolution_bprop(made, kernel, kernel_bias, geometry, cache, out, grad)
     dadded = _ops.zeros_like(added) if len(added.shape) == 1 else grad[0]
     dnorm = _norm_silu_gradient(x, weight, bias, scale, shift, settings, dmade)
-    return (*dnorm, _ops.zeros_like(settings), dcache, dkernel, dkernel_bias, dgeometry, dadded)
+    return (*dnorm, _ops.zeros_like(settings), dcache, *of_kernel, dadded)
 
 
 def conv_added(x, weight, bias, stride, padding, added):
     return _convolution_added(x, weight, bias, _geometry(len(x.shape) - 2, stride, padding), added)
 
 
+def downsampled_conv(x, time, weight, bias):
+    return _convolution_downsampled(x, weight, bias, _geometry(3, (1, 2, 2), 0), _constant(0.0, time))
+
+
 def upsampled_conv(x, time, weight, bias):
     padding = (0, weight.shape[3] // 2, weight.shape[4] // 2)
     return _convolution_upsampled(x, weight, bias, _geometry(3, 1, padding), _constant(0.0, time))
+
+
+def causal_conv(x, cache, weight, bias):
+    geometry = _geometry(3, 1, (0, weight.shape[3] // 2, weight.shape[4] // 2))
+    return _causal_convolution(x, weight, bias, geometry, _constant(0.0, 1) if cache is None else cache)
 
 
 def norm_conv(x, num_groups, norm_weight, norm_bias, eps, scale, shift, cache, weight, bias, added):

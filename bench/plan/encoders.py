@@ -1,14 +1,12 @@
 """Bytes of the stages around the transformer: text encoder, VAE with its caches and tiles, denoising. No MindSpore.
 
 On the CPU the VAE's temporaries are what MindSpore's pool comes to hold (``bench.plan.pool``); beside it lie the cached
-frames, the parameters of the block that were read from the files, and the convolution's copy of its kernel. On Ascend
-they are counted at the widest moment of a resnet at the level with the largest features: there the norm is made of
-operators, and the decoder's modulated norm holds the norm, the widened scale and shift, and their product.
+frames, the kernel that was read from the files, and what is packed of a convolution's input. On Ascend they are counted
+at the widest moment of a resnet at the level with the largest features: there the norm is made of operators, and the
+decoder's modulated norm holds the norm, the widened scale and shift, and their product.
 """
 
 from __future__ import annotations
-
-import math
 
 from bench.plan.liveness import FORWARD, rows_bytes
 from bench.plan.memory import Phase
@@ -26,8 +24,8 @@ from core.vae.tiling import TilePlan, TilingConfig, plan_tiles
 # Ascend: tensors of the widest features alive at once: input, norm, scale, shift and product in the decoder; input,
 # norm and its square in the encoder. The convolution after it holds input, joined, padded and result, which is fewer.
 DECODER_COPIES, ENCODER_COPIES = 5, 4
-# core.weights.SMALL_BYTES and core.vae.blocks.PIECE_BYTES, which need MindSpore; a test compares them.
-SMALL_BYTES, PIECE_BYTES = 2**20, 2**24
+# core.weights.SMALL_BYTES, which needs MindSpore, and 4 kImage of core/kernels_conv.cpp; a test compares them.
+SMALL_BYTES, PACKED_BYTES = 2**20, 2**23
 # The text encoder on the CPU: tensors of the width and of d_ff that the pool comes to hold, and the bias of all heads,
 # which all texts share. Tensors of one layer split the pieces that larger ones of the layer before have freed, so the
 # moments of attention and feed-forward add up. Read off the measured cases (docs/design/016).
@@ -97,21 +95,19 @@ def _places(config: VAEConfig, name: str, frames: int, height: int, width: int) 
     return -(-frames // time) * (height // space) * (width // space)
 
 
-def _kernel_bytes(
+def _convolution_bytes(
     config: VAEConfig, side: str, resident: str, itemsize: int, *, frames: int, height: int, width: int, batch: int
 ) -> int:
-    """Bytes of the largest kernel that a convolution copies in the order it reads it; twice, where parameters are read
-    when they are used, and then those behind a norm piece by piece unless their results are larger. CPU."""
+    """Bytes beside the tensors while a convolution runs: its kernel, where it is read when it is used, and its packed
+    input. CPU."""
     largest = 0
     for name, spec in vae_table(config).items():
-        size = spec.size * itemsize
-        if not name.startswith(f"{side}.") or size < SMALL_BYTES:
+        if not name.startswith(f"{side}.") or len(spec.shape) < 4:
             continue
-        if resident not in ("all", side):
-            made = batch * _places(config, name, frames, height, width)
-            in_pieces = ".resnets." in name and math.prod(spec.shape[1:]) > made
-            size = 2 * (min(size, PIECE_BYTES) if in_pieces else size)
-        largest = max(largest, size)
+        size = spec.size * itemsize
+        read = size if resident not in ("all", side) and size >= SMALL_BYTES else 0
+        packed = batch * spec.shape[1] * _places(config, name, frames, height, width) * itemsize
+        largest = max(largest, read + min(packed, PACKED_BYTES))
     return largest
 
 
@@ -142,7 +138,7 @@ def vae_phase(
     if device == "cpu":
         sizes = {"frames": chunk, "height": tile_height, "width": tile_width, "batch": at_once}
         work = pool_bytes(config, side, itemsize=itemsize, **sizes)
-        work += _kernel_bytes(config, side, resident, itemsize, **sizes)
+        work += _convolution_bytes(config, side, resident, itemsize, **sizes)
     else:
         work = at_once * work_bytes(config, side, chunk, tile_height, tile_width, itemsize)
     return Phase(

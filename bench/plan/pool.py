@@ -85,17 +85,10 @@ class _Pass:
         self._becomes(self._take(self.channels, *sizes.values()), **sizes)
 
     def down(self, *, time: bool) -> None:
-        """Means of frame pairs, a padded copy, the convolution's result."""
-        if time and self.frames > 1:
-            pairs = self._take(self.channels, self.frames // 2, self.height, self.width)
-            if self.frames % 2:
-                joined = self._take(self.channels, self.frames // 2 + 1, self.height, self.width)
-                self._pool.release(pairs)
-                pairs = joined
-            self._becomes(pairs, frames=(self.frames + 1) // 2)
-        self._becomes(self._take(self.channels, self.frames, self.height + 1, self.width + 1))
-        sizes = {"height": self.height // 2, "width": self.width // 2}
-        self._becomes(self._take(self.channels, self.frames, *sizes.values()), **sizes)
+        """The means of frame pairs never exist, nor their padded copy."""
+        frames = (self.frames + 1) // 2 if time else self.frames
+        sizes = {"frames": frames, "height": self.height // 2, "width": self.width // 2}
+        self._becomes(self._take(self.channels, *sizes.values()), **sizes)
 
     def head(self, channels: int) -> None:
         """Norm and the last convolution."""

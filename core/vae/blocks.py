@@ -13,13 +13,9 @@ Where norms are our own kernels, a block outside a compiled function goes withou
 
 from __future__ import annotations
 
-import math
-
 import mindspore as ms
-from mindspore import mint
 
 from core import ops, ops_modulation
-from core.model import Unread
 from core.vae.conv import causal_conv3d, conv, copied, handed_over_conv, handed_over_conv3d
 
 SPATIAL_NORM_EPS = 1e-6  # fixed in the reference, whatever norm_eps says
@@ -73,9 +69,11 @@ def _causal(whole, cache):
     return handed_over_conv3d if callable(cache) else causal_conv3d
 
 
-def lone_conv(cache):
-    """``conv`` outside a compiled function, for such a ``cache``."""
-    return handed_over_conv if callable(cache) else conv
+def lone_conv(p, x, cache):
+    """``conv`` outside a compiled function, for any ``cache``."""
+    if callable(cache):
+        return handed_over_conv(p, x, cache)
+    return ops.causal_conv3d(x, cache, p["conv.weight"], p["conv.bias"]) if fuses(x) else conv(p, x, cache)
 
 
 def _inside(p, name):
@@ -85,28 +83,6 @@ def _inside(p, name):
 def fuses(x):
     """Whether blocks outside compiled functions take the way that makes fewer tensors."""
     return ops.norms_are_kernels() and x.dtype == ms.float32
-
-
-PIECE_BYTES = 2**24  # of a kernel that is read from the disk: each piece makes the norm anew
-
-
-def _kernel_pieces(convolution, x, added):
-    """Kernel, bias and what is added for some output channels of the convolution of ``x`` at a time.
-
-    All at once, where nothing has to be read, or where the results, which are joined, outweigh the kernel.
-    """
-    kernel, bias = convolution.unread("conv.weight"), convolution["conv.bias"]
-    if not isinstance(kernel, Unread):
-        yield kernel, bias, added
-        return
-    outputs = kernel.shape[0]
-    if math.prod(kernel.shape[1:]) <= x.shape[0] * math.prod(x.shape[2:]):
-        yield kernel.read(), bias, added
-        return
-    step = max(8, PIECE_BYTES // (4 * math.prod(kernel.shape[1:])) // 8 * 8)
-    for first in range(0, outputs, step):
-        last = min(outputs, first + step)
-        yield kernel.rows(first, last), bias[first:last], None if added is None else added[:, first:last]
 
 
 def norm_conv(norm, convolution, x, z, cache, *, groups, eps, added=None):
@@ -123,11 +99,10 @@ def norm_conv(norm, convolution, x, z, cache, *, groups, eps, added=None):
         end = copied(h[:, :, h.shape[2] + 1 - convolution.unread("conv.weight").shape[2] :])
         h = None
         cache = cache(end)
-    normed, parts, new = (x, groups, weight, bias, eps, scale, shift, cache), [], None
-    for piece in _kernel_pieces(convolution, x, added):
-        y, new = ops.norm_conv3d(*normed, *piece)
-        parts.append(y)
-    return parts[0] if len(parts) == 1 else mint.cat(parts, 1), None if handed_over else new
+    y, new = ops.norm_conv3d(
+        x, groups, weight, bias, eps, scale, shift, cache, convolution["conv.weight"], convolution["conv.bias"], added
+    )
+    return y, None if handed_over else new
 
 
 def _fused_resnet(p, x, z, cache1, cache2, *, groups, eps):
@@ -165,7 +140,11 @@ def _conv_frames(x, weight, bias, stride, padding):
     """A convolution of each frame ``[B, C, T, H, W] -> [B, O, T, H', W']``: three-dimensional with one tap in time, so
     that the frames need not be brought to the front and back, which would copy the widest features twice."""
     sides = (0, padding, padding)
-    return ops.conv3d(x, weight.reshape(*weight.shape[:2], 1, *weight.shape[2:]), bias, (1, stride, stride), sides)
+    return ops.conv3d(x, _of_frames(weight), bias, (1, stride, stride), sides)
+
+
+def _of_frames(weight):
+    return weight.reshape(*weight.shape[:2], 1, *weight.shape[2:])
 
 
 def downsample(p, x, *, compress_time):
@@ -173,12 +152,15 @@ def downsample(p, x, *, compress_time):
 
     ``compress_time`` halves T; with an odd T the first frame stays alone: ``T' = (T + 1) // 2``.
     """
-    if compress_time and x.shape[2] > 1:
-        if x.shape[2] % 2 == 1:
-            x = mint.cat([x[:, :, :1], ops.mean_of_frame_pairs(x[:, :, 1:])], 2)
-        else:
-            x = ops.mean_of_frame_pairs(x)
-    return _conv_frames(ops.pad_right_bottom(x), p["conv.weight"], p["conv.bias"], 2, 0)
+    x = ops_modulation.downsample(x, 2 if compress_time else 1)
+    return _conv_frames(ops_modulation.pad_right_bottom(x), p["conv.weight"], p["conv.bias"], 2, 0)
+
+
+def lone_downsample(p, x, *, compress_time):
+    """``downsample`` outside a compiled block: where ``fuses``, what the convolution reads never exists."""
+    if not fuses(x):
+        return downsample(p, x, compress_time=compress_time)
+    return ops.downsampled_conv3d(x, 2 if compress_time else 1, _of_frames(p["conv.weight"]), p["conv.bias"])
 
 
 def upsampler(p, x, *, expand_time):
@@ -191,9 +173,7 @@ def lone_upsampler(p, x, *, expand_time):
     """``upsampler`` outside a compiled block: where ``fuses``, the widened features never exist."""
     if not fuses(x):
         return upsampler(p, x, expand_time=expand_time)
-    weight = p["conv.weight"]
-    weight = weight.reshape(*weight.shape[:2], 1, *weight.shape[2:])
-    return ops.upsampled_conv3d(x, 2 if expand_time else 1, weight, p["conv.bias"])
+    return ops.upsampled_conv3d(x, 2 if expand_time else 1, _of_frames(p["conv.weight"]), p["conv.bias"])
 
 
 def pointwise(p, x):

@@ -144,7 +144,7 @@ class AutoencoderKLCogVideoX(Model):
             x = self._resnets(f"encoder.down_blocks.{i}", config.layers_per_block, x, None, cache=cache, new=new)
             if i < last:
                 p = self.block(f"encoder.down_blocks.{i}.downsamplers.0")
-                run = blocks.compiled_downsample if self.whole_blocks else blocks.downsample
+                run = blocks.compiled_downsample if self.whole_blocks else blocks.lone_downsample
                 x = run(p, x, compress_time=i < temporal_levels(config))
         x = self._resnets("encoder.mid_block", MID_RESNETS, x, None, cache=cache, new=new)
         x = self._head("encoder", x, None, cache, new)
@@ -182,7 +182,7 @@ class AutoencoderKLCogVideoX(Model):
 
     def _causal(self, name, x, cache, new):
         before = cache.pop(name, None)
-        run = blocks.compiled_conv if self.whole_blocks else blocks.lone_conv(before)
+        run = blocks.compiled_conv if self.whole_blocks else blocks.lone_conv
         y, new[name] = run(self.block(name), x, before)
         return y
 

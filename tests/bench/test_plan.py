@@ -289,7 +289,6 @@ def test_dry_run_says_what_is_missing_here(monkeypatch: pytest.MonkeyPatch) -> N
 def test_constants_that_are_copied_from_modules_with_mindspore() -> None:
     from core import native, weights
     from core.optim import foreach
-    from core.vae import blocks
 
     assert (foreach.MAX_TENSORS, foreach.MAX_BYTES) == (memory.MAX_TENSORS, memory.MAX_BYTES)
     (source,) = (path.read_text() for path in native.SOURCES if path.name == "kernels_attention.cpp")
@@ -298,4 +297,6 @@ def test_constants_that_are_copied_from_modules_with_mindspore() -> None:
         assert line in source
     kernel = (memory.CPU_LANES, memory.CPU_PANEL, memory.CPU_SCORES, memory.CPU_QUERIES)
     assert kernel == (16, 48, 1 << 17, 64)
-    assert (encoders.SMALL_BYTES, encoders.PIECE_BYTES) == (weights.SMALL_BYTES, blocks.PIECE_BYTES)
+    assert encoders.SMALL_BYTES == weights.SMALL_BYTES
+    (source,) = (path.read_text() for path in native.SOURCES if path.name == "kernels_conv.cpp")
+    assert f"kImage = 1 << {(encoders.PACKED_BYTES // 4).bit_length() - 1};" in source

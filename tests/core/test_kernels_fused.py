@@ -12,7 +12,7 @@ from mindspore.ops import GradOperation
 
 from core import native, ops
 from core.model import Handed
-from core.ops_modulation import upsample
+from core.ops_modulation import downsample, pad_right_bottom, upsample
 from core.vae import blocks
 from core.vae.conv import causal_conv3d
 from tests.tolerances import OPERATOR_GRADIENT, relative_error
@@ -83,6 +83,26 @@ def test_norm_conv_has_the_gradients_of_its_parts(case):
         assert relative_error(ours.asnumpy(), expected.asnumpy()) <= OPERATOR_GRADIENT, place
 
 
+@pytest.mark.parametrize(("frames", "cached"), [(1, False), (1, True), (2, True), (3, False)])
+def test_causal_conv_has_the_bits_and_gradients_of_its_parts(frames, cached):
+    given = [_random(2, 4, frames, 5, 7), _random(9, 4, 3, 3, 3), _random(9, seed=1)]
+    given += [_random(2, 4, 2, 5, 7, seed=3)] * cached
+
+    def fused(x, weight, bias, cache=None):
+        return ops.causal_conv3d(x, cache, weight, bias)
+
+    def apart(x, weight, bias, cache=None):
+        return causal_conv3d(x, weight, bias, cache)
+
+    outputs = fused(*given)
+    for ours, expected in zip(outputs, apart(*given), strict=True):
+        np.testing.assert_array_equal(ours.asnumpy(), expected.asnumpy())
+    sens = tuple(_random(*o.shape, seed=9) for o in outputs)
+    gradients = [GradOperation(get_all=True, sens_param=True)(f)(*given, sens) for f in (fused, apart)]
+    for ours, expected in zip(*gradients, strict=True):
+        assert relative_error(ours.asnumpy(), expected.asnumpy()) <= OPERATOR_GRADIENT
+
+
 @pytest.mark.parametrize(("frames", "time"), [(1, 2), (2, 2), (3, 2), (3, 1)])
 def test_upsampled_conv_is_the_convolution_of_the_upsampled(frames, time):
     x, weight, bias = _random(2, 4, frames, 5, 7), _random(9, 4, 1, 3, 3), _random(9, seed=1)
@@ -94,6 +114,26 @@ def test_upsampled_conv_is_the_convolution_of_the_upsampled(frames, time):
         return ops.conv3d(upsample(x, time, 2, ops.repeat_nearest), weight, bias, 1, (0, 1, 1))
 
     y = fused(x, weight, bias)
+    np.testing.assert_array_equal(y.asnumpy(), apart(x, weight, bias).asnumpy())
+    sens = _random(*y.shape, seed=2)
+    gradients = [GradOperation(get_all=True, sens_param=True)(f)(x, weight, bias, sens) for f in (fused, apart)]
+    for ours, expected in zip(*gradients, strict=True):
+        assert relative_error(ours.asnumpy(), expected.asnumpy()) <= OPERATOR_GRADIENT
+
+
+@pytest.mark.parametrize(("frames", "time"), [(1, 2), (2, 2), (3, 2), (4, 2), (3, 1)])
+@pytest.mark.parametrize("size", [(6, 8), (5, 7)])
+def test_downsampled_conv_is_the_convolution_of_the_downsampled(frames, time, size):
+    x, weight, bias = _random(2, 4, frames, *size), _random(9, 4, 1, 3, 3), _random(9, seed=1)
+
+    def fused(x, weight, bias):
+        return ops.downsampled_conv3d(x, time, weight, bias)
+
+    def apart(x, weight, bias):
+        return ops.conv3d(pad_right_bottom(downsample(x, time)), weight, bias, (1, 2, 2), (0, 0, 0))
+
+    y = fused(x, weight, bias)
+    assert y.shape == (2, 9, frames if time == 1 else (frames + 1) // 2, size[0] // 2, size[1] // 2)
     np.testing.assert_array_equal(y.asnumpy(), apart(x, weight, bias).asnumpy())
     sens = _random(*y.shape, seed=2)
     gradients = [GradOperation(get_all=True, sens_param=True)(f)(x, weight, bias, sens) for f in (fused, apart)]

@@ -334,10 +334,10 @@ REPEATED = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import mindspore as ms, numpy as np
-from core import ops, ops_cpu_conv
+from core import ops, ops_cpu_conv, ops_modulation
 ops.configure(mode="graph")
 def run(p, x):
-    return (ops_cpu_conv.unfolded(ops.pad_right_bottom(x), p["w"], p["b"], 1, (0, 1, 1)) ** 2).sum()
+    return (ops_cpu_conv.unfolded(ops_modulation.pad_right_bottom(x), p["w"], p["b"], 1, (0, 1, 1)) ** 2).sum()
 f = ops.compiled(run)
 rng = np.random.default_rng(0)
 w = ms.Parameter(ms.Tensor(rng.standard_normal((8, 8, 3, 3, 3)).astype(np.float32)), name="w")

@@ -13,7 +13,6 @@ from bench.memory import resident_bytes
 from core import ops, ops_cpu, weights
 from core.errors import UserError, WeightsError
 from core.presets import PRESETS
-from core.vae import blocks
 from core.vae.model import AutoencoderKLCogVideoX
 from core.vae.passes import Apart
 from core.vae.streaming import decode_pieces, encode_pieces
@@ -29,7 +28,6 @@ VIDEO = np.random.default_rng(1).uniform(-1, 1, (3, 9, 40, 48)).astype(np.float3
 def _nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "SMALL_BYTES", 0)
     monkeypatch.setattr(ops_cpu, "APART_BYTES", 0)
-    monkeypatch.setattr(blocks, "PIECE_BYTES", 0)  # 8 output channels at a time
 
 
 @pytest.fixture(scope="module")
@@ -117,20 +115,3 @@ def test_what_lies_apart_goes_with_its_tensor() -> None:
     np.testing.assert_array_equal(copies[3].asnumpy(), given.asnumpy())
     del copies
     assert 0 < (resident_bytes() or 0) < before + 2**25
-
-
-def test_large_kernels_are_read_some_output_channels_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows: list[tuple[str, int]] = []
-    read = weights.Stored.shown
-
-    def noted(self: weights.Stored, name: str, start: int, stop: int) -> np.ndarray:
-        rows.append((name, stop - start))
-        return read(self, name, start, stop)
-
-    monkeypatch.setattr(weights.Stored, "shown", noted)
-    list(decode_pieces(weights.load_vae(folder, resident="none"), LATENTS[:, :2], TILES))
-    middle = [count for name, count in rows if name == "decoder.mid_block.resnets.0.conv1.conv.weight"]
-    assert middle
-    assert set(middle) == {8}, "16 output channels in two pieces"
-    last = [count for name, count in rows if name == "decoder.conv_out.conv.weight"]
-    assert set(last) == {3}, "whole: its pixels outweigh it"
