@@ -22,6 +22,7 @@ from bench import rank as ranks
 from bench.cluster import rank_events
 from bench.codes import FAILED, PASS, USAGE
 from bench.context import RunContext
+from bench.device import schedule_ranks
 from bench.events import FILE_NAME, EventLog, inputs_failed
 from bench.lifeline import PARENT, end_with_parent
 from bench.load import LoadWatch
@@ -74,14 +75,9 @@ def _events_of_rank(job: dict, folder: Path, workers: int) -> EventLog:
 
 
 def _schedule(job: dict) -> int:
-    """msrun's scheduler runs the same program as its workers: it brings them together and returns when they end."""
-    if not getattr(sys.modules[task_for(job["kind"], job.get("task_module")).__module__], "COMMUNICATES", True):
-        return PASS
-    import mindspore as ms  # noqa: PLC0415 - only the scheduler of ranks that communicate
-    from mindspore.communication import init  # noqa: PLC0415
-
-    ms.set_device("CPU")
-    init()
+    """msrun's scheduler runs the same program as its workers; it has work where they communicate."""
+    if getattr(sys.modules[task_for(job["kind"], job.get("task_module")).__module__], "COMMUNICATES", True):
+        schedule_ranks()
     return PASS
 
 

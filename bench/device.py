@@ -53,6 +53,15 @@ def start_mindspore(runtime: Any, seed: int) -> dict[str, Any]:
     }
 
 
+def schedule_ranks() -> None:
+    """What msrun's scheduler does in place of a rank's work: it brings the ranks together and returns when they end."""
+    import mindspore as ms  # noqa: PLC0415
+    from mindspore.communication import init  # noqa: PLC0415
+
+    ms.set_device("CPU")
+    init()
+
+
 def _share_cores(here: ranks.Rank) -> None:
     """Each rank of a machine keeps to cores of its own, where there are enough of them, before anything is computed.
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench import rank as ranks
-from bench.device import start_mindspore
+from bench.device import schedule_ranks, start_mindspore
 from bench.lifeline import PARENT, end_with_parent
 from bench.memory import process_hwm_bytes, reset_hwm
 from core.files import write_text
@@ -35,7 +35,7 @@ def main(folder: str) -> None:
     if workers > 1:
         end_with_parent(int(os.environ[PARENT]), signal.SIGTERM)
         if ranks.is_scheduler():
-            _schedule()
+            schedule_ranks()
             return
         ranks.become(ranks.Rank(ranks.rank_number(), workers, ranks.identity_of(""), here=workers))
     start_mindspore(recipe.runtime, recipe.seed)
@@ -47,15 +47,6 @@ def main(folder: str) -> None:
     live = {"empty": lambda *_: {}, "write": _write, "train": _train, "text": _text}[job["what"]](recipe, job, phases)
     name = f"marks-{ranks.current().index}.json"
     write_text(Path(folder, name), json.dumps({"phases": phases, "live": live}))
-
-
-def _schedule() -> None:
-    """msrun's scheduler brings the ranks together and returns when they end."""
-    import mindspore as ms  # noqa: PLC0415
-    from mindspore.communication import init  # noqa: PLC0415
-
-    ms.set_device("CPU")
-    init()
 
 
 class _Counting:
@@ -134,6 +125,7 @@ def _train(recipe: Any, job: dict, phases: dict[str, int | None]) -> dict[str, i
             ema.update(index, optimizer.inner.values())
             synchronize()
             optimizer.note("update")
+    processes.world.wait()  # who leaves right after its last message can make a neighbour's fail
     state, trained = optimizer.inner.state_bytes(), zero.held_bytes()
     return {
         "parameters": _bytes(transformer.get_parameters()),
