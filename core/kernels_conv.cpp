@@ -29,6 +29,7 @@ constexpr int64_t kPacked = 1 << 16;   // floats of packed image that should sta
 constexpr int64_t kImage = 1 << 21;    // floats of packed image that exist at a time
 constexpr int64_t kUnfolded = kImage / 2;  // the same of images with a copy for each tap, which cost more to read
 constexpr int64_t kPacks = 4;          // channels that a thread packs at a time
+constexpr int64_t kAhead = 3;          // channels from now whose image is fetched: the processor does not see the stride
 constexpr int64_t kChannels = 16;      // packed at a time for the weights' gradient
 constexpr int64_t kBlock = 8;          // output channels of one piece of work there
 
@@ -242,6 +243,8 @@ void tile(const float* x, const int64_t* at, const float* w, const std::vector<T
   for (int64_t c = 0; c < channels; ++c, w += w_stride) {
     for (const Tap* tap = begin; tap != end; ++tap) {
       const float* by = w + tap->w;
+      __builtin_prefetch(from[0] + kAhead * x_stride + tap->x);
+      __builtin_prefetch(from[kVec - 1] + kAhead * x_stride + tap->x + kWide - 1);
       Vector value[kVec];
 #pragma GCC unroll 4
       for (int v = 0; v < kVec; ++v) value[v] = get(from[v] + tap->x);

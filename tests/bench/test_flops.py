@@ -39,7 +39,8 @@ class Counter:
 
     def __init__(self, monkeypatch):
         self.sums = {"linear": 0, "attention": 0, "convolution": 0}
-        convolutions = ("conv2d", "conv3d", "conv3d_added", "upsampled_conv3d", "norm_conv3d")
+        convolutions = ("conv2d", "conv3d", "conv3d_added", "causal_conv3d", "downsampled_conv3d")
+        convolutions += ("upsampled_conv3d", "norm_conv3d")
         for name in ("linear", "attention", "attention_keeping", *convolutions):
             monkeypatch.setattr(ops, name, self._counting(getattr(ops, name), getattr(self, f"_{name}")))
 
@@ -69,6 +70,12 @@ class Counter:
         return self._conv2d(result, x, weight)
 
     def _conv3d_added(self, result, x, weight, *rest):
+        return self._conv2d(result, x, weight)
+
+    def _causal_conv3d(self, result, x, cache, weight, bias):
+        return self._conv2d(result[0], x, weight)
+
+    def _downsampled_conv3d(self, result, x, time, weight, bias):
         return self._conv2d(result, x, weight)
 
     def _upsampled_conv3d(self, result, x, time, weight, bias):
