@@ -57,8 +57,8 @@ def test_the_plan_of_a_case_by_hand() -> None:
     job = cases()["flat in time, decode"]["9 frames"]
     config, own = PRESETS["5b"].vae, {"decode": {"peak": 70, "loaded": 20}}
     pool = pool_bytes(config, "decoder", frames=9, height=32, width=48, batch=1, itemsize=4)
-    # A piece of a resnet's kernel, read and copied; two pieces of pixels.
-    kernels, pixels = 2 * 2**24, 2 * 9 * 3 * 32 * 48 * 4
+    # A kernel of 512 channels and what is packed of its input; two pieces of pixels.
+    kernels, pixels = 512 * 512 * 27 * 4 + 512 * 3 * 4 * 6 * 4, 2 * 9 * 3 * 32 * 48 * 4
     cached = cache_bytes(config, "decoder", 32, 48, 4)
     assert PLANNED({"job": job, "loaded": 1000}, own) == 1000 + 50 + pool + kernels + cached + pixels
     assert PLANNED({"job": job, "loaded": 1000}, {}) is None
