@@ -31,14 +31,10 @@ def initial_array(name: str, spec: ParamSpec, seed: int) -> np.ndarray:
 
 
 class Unread:
-    """A tensor of ``shape`` that lies on the disk; ``rows(start, stop)`` reads some of it, anew each time."""
+    """A tensor of ``shape`` that lies on the disk; ``read()`` reads it, anew each time."""
 
-    def __init__(self, shape: tuple[int, ...], rows: Callable[[int, int], ms.Tensor]):
-        self.shape, self.rows = shape, rows
-
-    def read(self) -> ms.Tensor:
-        """All of it."""
-        return self.rows(0, self.shape[0])
+    def __init__(self, shape: tuple[int, ...], read: Callable[[], ms.Tensor]):
+        self.shape, self.read = shape, read
 
 
 def _read(value: Any) -> Any:

@@ -87,12 +87,12 @@ class Stored:
         """Rows of parameter ``name`` along its first dimension: fp32, of the values that the model's type holds."""
         return self._checkpoint.rows(self._sources[name], start, stop, self._type).astype(np.float32, copy=False)
 
-    def shown(self, name: str, start: int, stop: int) -> np.ndarray:
-        """The same for somebody who uses them at once: pages of the file, where its type is the model's fp32."""
+    def shown(self, name: str) -> np.ndarray:
+        """``whole`` for somebody who uses it at once: pages of the file, where its type is the model's fp32."""
         source = self._sources[name]
         if self._type == np.float32 and self._checkpoint.dtype(source) == "F32":
-            return self._checkpoint.mapped(source, start, stop)
-        return self.rows(name, start, stop)
+            return self._checkpoint.mapped(source, 0, self._checkpoint.shape(source)[0])
+        return self.whole(name)
 
     def whole(self, name: str) -> np.ndarray:
         """The whole parameter, likewise."""
@@ -128,10 +128,10 @@ class OnDisk:
     def part(self, name: str) -> Unread:
         """What is handed out until the parameter itself is asked for."""
 
-        def rows(start: int, stop: int) -> ms.Tensor:
-            return ms.Tensor.from_numpy(self.stored.shown(name, start, stop)).astype(self._computed)
+        def read() -> ms.Tensor:
+            return ms.Tensor.from_numpy(self.stored.shown(name)).astype(self._computed)
 
-        return Unread(self._shapes[name], rows)
+        return Unread(self._shapes[name], read)
 
     def gathering(self, names: Sequence[str], shorts: Sequence[str]) -> None:
         """Nothing is gathered from other processes."""

@@ -88,7 +88,7 @@ def fuses(x):
 def norm_conv(norm, convolution, x, z, cache, *, groups, eps, added=None):
     """``causal_conv3d`` of ``norm_silu`` in one operator, see ``fuses``: ``-> ([B, O, T, H, W] + added, cache)``.
 
-    ``norm``, ``convolution``: what ``Handed.inside`` gives; a kernel on the disk is read in pieces.
+    ``norm``, ``convolution``: what ``Handed.inside`` gives; a kernel on the disk is read right before.
     """
     weight, bias, scale, shift = _modulation(norm, z)
     eps = eps if z is None else SPATIAL_NORM_EPS
