@@ -64,8 +64,10 @@ def read_ranks(run_dir: Path, local: Sequence[int], gone: Mapping[int, float]) -
     for rank in local:
         events, damaged = read_events(rank_events(run_dir, rank))
         started = last(events, "process") or {}
-        # msrun logs the first failure that it sees; the others' own words tell how they meant to end.
-        code = codes.get(str(started.get("pid")), (last(events, "end") or {}).get("code"))
+        # msrun logs the first failure that it sees, and ends the others; their own words tell how they meant to end.
+        code, said = codes.get(str(started.get("pid"))), (last(events, "end") or {}).get("code")
+        if said is not None and (code is None or int(code) == -signals.SIGTERM):
+            code = said
         run = RankRun(rank, events, damaged, gone=gone.get(rank), started=started)
         if code is not None:
             number = int(code)

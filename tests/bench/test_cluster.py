@@ -142,6 +142,20 @@ def test_exit_codes_come_from_what_msrun_logs(tmp_path):
     assert rank_merge.tail_of(tmp_path, ranks[1]) == tmp_path / "log.txt", "msrun's where the rank has no log"
 
 
+@pytest.mark.parametrize(
+    ("logged", "said", "expected"),
+    [(-15, 2, (2, None)), (-15, None, (None, "SIGTERM")), (-11, 2, (None, "SIGSEGV")), (4, 2, (4, None))],
+)
+def test_a_rank_that_msrun_ended_after_its_last_word_ended_as_it_said(tmp_path, logged, said, expected):
+    (tmp_path / "ranks").mkdir()
+    events = [{"type": "process", "rank": 0, "pid": 70, "host": "h"}]
+    events += [] if said is None else [{"type": "end", "status": "failed", "reason": "no", "code": said}]
+    rank_events(tmp_path, 0).write_text("".join(json.dumps(event) + "\n" for event in events))
+    (tmp_path / "log.txt").write_text(f"[ERROR] Worker process 70 exit with exception. Error code: {logged}.\n")
+    (run,) = read_ranks(tmp_path, (0,), {})
+    assert (run.exit_code, run.signal) == expected
+
+
 def test_memory_is_the_largest_rank_and_never_a_sum():
     def reported(hwm, allocated):
         return {"hwm": hwm, "device": {"allocated": allocated, "reserved": allocated and 64, "reason": "none here"}}
