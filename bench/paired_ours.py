@@ -107,6 +107,7 @@ def _train(recipe: Any, folder: Path) -> Call:
     else:
         parameters = model.trainable_params()
     model.recompute(recipe.train.recompute)
+    model.enable_forward_chunking(recipe.train.feed_forward_chunk)
     zero = Zero(model, list(parameters), alone().world, 0)
     optimizer = make_optimizer(recipe, zero)
     step = TrainStep(

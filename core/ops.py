@@ -24,7 +24,7 @@ __all__ = [
     "Mode", "adamw", "adamw_in_place", "adaptive_norm", "apart", "attention", "attention_again", "attention_keeping",
     "averaged_in_place", "came_in_place", "causal_conv3d", "chosen_kernels", "chosen_launch", "compiled",
     "compute_dtype", "configure", "conv2d", "conv3d", "conv3d_added", "dense", "downsampled_conv3d", "embedding",
-    "gelu_tanh", "group_norm", "group_norm_silu", "layer_norm", "linear", "norm_conv3d", "norms_are_kernels",
+    "gelu_tanh", "gelu_tanh_again", "gelu_tanh_gradient", "group_norm", "group_norm_silu", "layer_norm", "linear", "norm_conv3d", "norms_are_kernels",
     "recomputed", "recomputed_keeping", "repeat_nearest", "return_large_memory", "rms_norm", "rotate",
     "runnable_dtype", "silu", "square_sum", "square_sum_of_all", "upsampled_conv3d", "value_and_gradients",
 ]  # fmt: skip
@@ -154,6 +154,17 @@ def group_norm_silu(x, num_groups, weight, bias, eps, scale=None, shift=None):
 def gelu_tanh(x):
     """GELU in its tanh form. Shape unchanged."""
     return _device.gelu_tanh(x)
+
+
+def gelu_tanh_again(x):
+    """``gelu_tanh`` in the ``bprop`` of a Cell whose ``construct`` calls that: MindSpore 2.10's graph compiler fails
+    where both call a function with a branch. Shape unchanged."""
+    return _device.gelu_tanh_again(x)
+
+
+def gelu_tanh_gradient(x, grad):
+    """The gradient of ``gelu_tanh`` at ``x`` times ``grad`` of its shape and type: for gradients written by hand."""
+    return _device.gelu_tanh_gradient(x, grad)
 
 
 def silu(x):

@@ -12,6 +12,7 @@ import mindspore as ms
 from mindspore import mint, nn
 from mindspore import ops as _ops
 from mindspore.mint.nn import functional
+from mindspore.ops.auto_generate import GeluGradExt
 from mindspore.ops.operations._grad_ops import FlashAttentionScoreGrad
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
@@ -53,6 +54,13 @@ def group_norm(x, num_groups, weight, bias, eps):
 
 def gelu_tanh(x):
     return functional.gelu(x, approximate="tanh")
+
+
+gelu_tanh_again = gelu_tanh
+
+
+def gelu_tanh_gradient(x, grad):
+    return GeluGradExt()(grad, x, "tanh")
 
 
 def silu(x):

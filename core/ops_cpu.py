@@ -121,6 +121,17 @@ def gelu_tanh(x):
     return x * mint.sigmoid(x * (x * x * 0.07135481282553303 + 1.5957691216057308))
 
 
+gelu_tanh_again = gelu_tanh
+
+
+def gelu_tanh_gradient(x, grad):
+    h = x.astype(ms.float32)
+    square = h * h
+    share = mint.sigmoid(h * (square * 0.07135481282553303 + 1.5957691216057308))
+    slope = share * (h * (1.0 - share) * (square * 0.21406443847659909 + 1.5957691216057308) + 1.0)
+    return (slope * grad.astype(ms.float32)).astype(x.dtype)
+
+
 silu = _ops.silu
 adamw, square_sum = ops_update.adamw, ops_update.square_sum
 

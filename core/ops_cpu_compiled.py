@@ -27,7 +27,7 @@ from core.ops_cpu import (
 
 __all__ = [
     "adamw", "adaptive_norm", "attention", "attention_again", "attention_keeping", "causal_conv", "conv",
-    "conv_added", "downsampled_conv", "gelu_tanh", "group_norm", "group_norm_silu", "layer_norm", "linear", "norm_conv",
+    "conv_added", "downsampled_conv", "gelu_tanh", "gelu_tanh_again", "gelu_tanh_gradient", "group_norm", "group_norm_silu", "layer_norm", "linear", "norm_conv",
     "repeat_nearest", "rms_norm", "rotate", "silu", "square_sum", "upsampled_conv", "use",
 ]  # fmt: skip
 
@@ -326,6 +326,14 @@ def conv(x, weight, bias, stride, padding):
 
 def gelu_tanh(x):
     return _gelu(x) if x.dtype == ms.float32 else ops_cpu.gelu_tanh(x)
+
+
+def gelu_tanh_again(x):
+    return _gelu(x) if x.dtype == ms.float32 else ops_cpu.gelu_tanh(x)
+
+
+def gelu_tanh_gradient(x, grad):
+    return _gelu_gradient(x, grad) if x.dtype == ms.float32 else ops_cpu.gelu_tanh_gradient(x, grad)
 
 
 @_ops.constexpr

@@ -12,7 +12,10 @@ _LIMITS = ("timeout_s", "repeats", "measure_peak")
 # Where a training run begins: a resumed one has the bits of one that was never interrupted.
 _BEGINNING = ("resume",)
 # Younger than accepted baselines, which their defaults must not change.
-_YOUNGER = (("vae", "parallel", "auto"), ("data", "memory_mib", 0), ("train", "optimizer_in_backward", False))
+_YOUNGER = (
+    ("vae", "parallel", "auto"), ("data", "memory_mib", 0), ("train", "optimizer_in_backward", False),
+    ("train", "feed_forward_chunk", None),
+)  # fmt: skip
 
 
 def _essence(data: dict[str, Any], *, keep_name: bool = False) -> dict[str, Any]:

@@ -262,9 +262,10 @@ def make_validation(recipe: Any, source: ClipSource, transformer: Any, scheduler
 
 
 def set_recompute(recipe: Any, transformer: Any) -> None:
-    """Which blocks are computed again in the backward pass."""
+    """What blocks compute again in the backward pass."""
     if recipe.train.recompute != "none":
         transformer.recompute(recipe.train.recompute, recipe.train.recompute_every)
+    transformer.enable_forward_chunking(recipe.train.feed_forward_chunk)
 
 
 def manifest_digest(path: str | Path, video_column: str) -> str:

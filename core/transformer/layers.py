@@ -114,7 +114,7 @@ def _before_attention(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, num_h
     return q, k, v, gate, text_gate
 
 
-def _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out_BNSK, gate, text_gate, eps):
+def _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out_BNSK, gate, text_gate, eps, feed_forward):
     text_length = encoder_BLD.shape[1]
     batch, heads, length, size = out_BNSK.shape
     merged = out_BNSK.transpose(0, 2, 1, 3).reshape(batch, length, heads * size)
@@ -129,40 +129,41 @@ def _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out_BNSK, gate, text_g
 
 def block(
     p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, *, num_heads: int, eps: float, to_heads=same_heads,
-    to_tokens=same_tokens,
+    to_tokens=same_tokens, feed_forward=feed_forward,
 ):  # fmt: skip
     """One expert transformer block: ``(video [B, V, D], text [B, L, D]) ->`` the same.
 
-    Attention is full, over text and video together. ``to_heads`` and ``to_tokens``: see ``core.transformer.tokens``.
+    Attention is full, over text and video together. ``to_heads`` and ``to_tokens``: see ``core.transformer.tokens``;
+    ``feed_forward``: in place of the function of that name.
     """
     q, k, v, gate, text_gate = _before_attention(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, num_heads, eps)
     q, k, v = to_heads(q, k, v)
     out = to_tokens(ops.attention(q, k, v, scale=q.shape[3] ** -0.5))
-    return _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out, gate, text_gate, eps)
+    return _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out, gate, text_gate, eps, feed_forward)
 
 
 def block_keeping(
     p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, *, num_heads: int, eps: float, to_heads=same_heads,
-    to_tokens=same_tokens,
+    to_tokens=same_tokens, feed_forward=feed_forward,
 ):  # fmt: skip
     """``block`` that also hands out its attention: ``(video, text, *kept)``."""
     q, k, v, gate, text_gate = _before_attention(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, num_heads, eps)
     q, k, v = to_heads(q, k, v)
     kept = ops.attention_keeping(q, k, v, scale=q.shape[3] ** -0.5)
     out = to_tokens(kept[0].astype(q.dtype))
-    hidden, encoder = _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out, gate, text_gate, eps)
+    hidden, encoder = _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out, gate, text_gate, eps, feed_forward)
     return hidden, encoder, *kept
 
 
 def block_again(
     p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, kept, *, num_heads: int, eps: float, to_heads=same_heads,
-    to_tokens=same_tokens,
+    to_tokens=same_tokens, feed_forward=feed_forward,
 ):  # fmt: skip
     """``block`` with the attention that ``block_keeping`` handed out: only the rest is computed."""
     q, k, v, gate, text_gate = _before_attention(p, hidden_BVD, encoder_BLD, temb_BE, cos_SK, sin_SK, num_heads, eps)
     q, k, v = to_heads(q, k, v)
     out = to_tokens(ops.attention_again(q, k, v, kept, scale=q.shape[3] ** -0.5))
-    return _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out, gate, text_gate, eps)
+    return _after_attention(p, hidden_BVD, encoder_BLD, temb_BE, out, gate, text_gate, eps, feed_forward)
 
 
 def head(p, hidden_BVD, temb_BE, *, eps: float):

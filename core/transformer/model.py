@@ -5,7 +5,7 @@ Letters as in ``core.transformer.layers``.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import mindspore as ms
 import numpy as np
@@ -16,6 +16,7 @@ from core.configs import TransformerConfig
 from core.errors import UserError
 from core.model import Model
 from core.transformer import layers, rope
+from core.transformer.feed_forward import ChunkedFeedForward
 from core.transformer.parameters import parameter_table
 from core.transformer.tokens import Sharing, Tokens, Whole
 
@@ -40,6 +41,7 @@ class CogVideoXTransformer3DModel(Model):
         self._block = self._sparing_block = ops.compiled(layers.block)
         self._every, self._mode = 1, "none"
         self._sharing: Sharing = Whole()
+        self._chunks: ChunkedFeedForward | None = None
         self._head = ops.compiled(layers.head)
 
     def special_init(self, name: str) -> np.ndarray:
@@ -73,6 +75,21 @@ class CogVideoXTransformer3DModel(Model):
             self._sparing_block = ops.recomputed_keeping(layers.block_keeping, layers.block_again)
         else:
             self._sparing_block = ops.recomputed(layers.block) if mode == "all" else self._block
+
+    def enable_forward_chunking(self, chunk_size: int | None) -> None:
+        """Feed-forwards go through at most ``chunk_size`` tokens of the batch at a time, in the forward and in the
+        backward pass, which makes a piece's hidden layer again: none exists whole (docs/design/019).
+
+        Args:
+            chunk_size: tokens, of all samples together; None: all at once. diffusers' method of this name has the
+                tokens of a sample for dimension 1.
+
+        Raises:
+            UserError: ``chunk_size`` below 1.
+        """
+        if chunk_size is not None and chunk_size < 1:
+            raise UserError(f"chunk_size: got {chunk_size}, need 1 token or more, or None")
+        self._chunks = None if chunk_size is None else ChunkedFeedForward(chunk_size)
 
     def communicate(self, sharing: Sharing) -> None:
         """How processes share a sample's tokens (``core.parallel.ulysses``); without this each sample is here whole."""
@@ -110,14 +127,19 @@ class CogVideoXTransformer3DModel(Model):
         # Each token is embedded by itself: the cut comes before, so that no process embeds another's.
         hidden, encoder = self._embed_patches(self.block("patch_embed"), tokens.video(patches), tokens.text(text))
         hidden, encoder = self._add_positions(hidden, encoder, grid, (frames, text.shape[1]), tokens)
-        exchange = {"to_heads": tokens.to_heads, "to_tokens": tokens.to_tokens}
+        # All of them, always: a compiled function does not find its defaults.
+        parts: dict[str, Any] = {
+            "to_heads": tokens.to_heads, "to_tokens": tokens.to_tokens, "feed_forward": layers.feed_forward,
+        }  # fmt: skip
         for index in range(config.num_layers):
+            handed = self.block(f"transformer_blocks.{index}")
+            if self._chunks is not None:
+                parts["feed_forward"] = self._chunks.of(handed)
             sparing = index % self._every == 0
             hidden = tokens.before_block(hidden, self._mode if sparing else "none")
             hidden, encoder = (self._sparing_block if sparing else self._block)(
-                self.block(f"transformer_blocks.{index}"),
-                hidden, encoder, temb, cos, sin,
-                num_heads=config.num_attention_heads, eps=config.norm_eps, **exchange,
+                handed, hidden, encoder, temb, cos, sin,
+                num_heads=config.num_attention_heads, eps=config.norm_eps, **parts,
             )  # fmt: skip
         tail = self.block("norm_final", "norm_out", "proj_out", keep_prefix=True)
         output = tokens.whole(self._head(tail, hidden, temb, eps=config.norm_eps))

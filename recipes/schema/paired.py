@@ -49,6 +49,8 @@ class PairedTraining(Section):
     """``sft`` trains every parameter, ``lora`` low-rank additions to some."""
     recompute: RecomputeMode = "none"
     """``all``: blocks are computed again in the backward pass on both sides (diffusers: gradient checkpointing)."""
+    feed_forward_chunk: Positive | None = None
+    """Ours alone (diffusers' blocks have no such thing): tokens that go through a feed-forward at a time; null: all."""
     max_grad_norm: Annotated[FiniteFloat, Field(gt=0)] | None = 1.0
     """Global norm that gradients are scaled down to; null: never."""
     optimizer_in_backward: bool = False

@@ -141,6 +141,9 @@ class Training(Section):
     """Blocks computed again in the backward pass; ``keep_attention`` keeps their attention. true: all, false: none."""
     recompute_every: Positive = 1
     """With recompute: only every n-th block."""
+    feed_forward_chunk: Positive | None = None
+    """Tokens of the batch that go through a block's feed-forward at a time, forward and backward; null: all. Its hidden
+    layer, four times the model's width, is then never there for all tokens, and is computed once more."""
     optimizer_in_backward: bool = False
     """Each block is updated in the backward pass, as soon as its gradients are there, which are freed then. For one
     process, method sft, without clipping, accumulation or loss scale."""
