@@ -168,6 +168,7 @@ def training_step(
     recompute: Recompute = "none",
     recompute_every: int = 1,
     scores_again: bool = True,
+    in_pieces: bool = False,
     lora_rank: int | None = None,
     lora_targets: Sequence[str] = (),
 ) -> StepFlops:
@@ -180,6 +181,7 @@ def training_step(
         recompute, recompute_every: as ``CogVideoXTransformer3DModel.recompute``.
         scores_again: attention's gradient computes queries by keys again (flash attention; on the CPU where the
             queries are cut into chunks). The outputs kept by ``keep_attention`` always need them again.
+        in_pieces: feed-forwards are (``enable_forward_chunking``): their gradient makes the hidden layer once more.
     """
     base = transformer(config, size)
     added = (
@@ -192,6 +194,9 @@ def training_step(
     again = total(share) + (total(lora_products(share, lora_rank, lora_targets)) if lora_rank else 0)
     if recompute == "keep_attention":
         again -= by_kind(share).get("attention", 0)
+    if in_pieces:
+        hidden = tuple(p for p in transformer_block(config, size, config.num_layers) if p.name == "ff.net.0.proj")
+        again += total(hidden) + (total(lora_products(hidden, lora_rank, lora_targets)) if lora_rank else 0)
     scored = config.num_layers if scores_again else (sparing if recompute == "keep_attention" else 0)
     scores = total(p for p in transformer_block(config, size, scored) if p.name == "attn1.scores")
     model = forward + backward

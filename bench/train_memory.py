@@ -2,8 +2,9 @@
 
 The same weights, batch and optimiser (``recipes/cpu/train_sft_recompute.yaml``: AdamW, all blocks recomputed, and the
 same with a larger model and with more tokens), each code in a process of its own, one at a time. The first step of
-graph mode compiles: its mark is in a column of its own, and what stays resident after it beside that. Exit code 1 where
-ours needs more than the goal's share of diffusers'.
+graph mode compiles: its mark is in a column of its own, and what stays resident after it beside that. Exit code 1
+where the leanest of ours, all of which compute the same gradients and updates, needs more than the goal's share of
+diffusers'.
 """
 
 from __future__ import annotations
@@ -46,7 +47,16 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "diffusers, optimiser in the backward pass": ("diffusers", _IN_BACKWARD),
     "ours, PyNative, optimiser in the backward pass": ("ours", ["runtime.mode=pynative", *_IN_BACKWARD]),
 }
-GATED, COMPILED = "ours, PyNative", "ours, graph mode"
+# Where a quarter of the tokens is a piece worth having. diffusers' blocks have no pieces.
+MANY_TOKENS = "6 blocks, 512 wide, 2752 tokens"
+_PIECES = ["runtime.mode=pynative", "train.feed_forward_chunk=688"]
+OF_MANY_TOKENS: dict[str, tuple[str, list[str]]] = {
+    "ours, PyNative, feed-forward in 4 pieces": ("ours", _PIECES),
+    "ours, graph mode, feed-forward in 4 pieces": ("ours", ["runtime.mode=graph", *_PIECES[1:]]),
+    "ours, PyNative, nothing recomputed, feed-forward in 4 pieces": ("ours", [*_PIECES, "train.recompute=none"]),
+    "ours, PyNative, optimiser in the backward pass, feed-forward in 4 pieces": ("ours", [*_PIECES, *_IN_BACKWARD]),
+}
+PLAIN, COMPILED = "ours, PyNative", "ours, graph mode"
 
 
 def _child(job: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:
@@ -60,6 +70,11 @@ def _child(job: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:
     return json.loads(lines[-1])
 
 
+def cases_of(size: str) -> dict[str, tuple[str, list[str]]]:
+    """The cases that are measured at a size."""
+    return CASES | OF_MANY_TOKENS if size == MANY_TOKENS else CASES
+
+
 def measure(recipe: Path = RECIPE, overrides: list[str] | None = None, size: str = "") -> dict[str, Any]:
     """The marks of every case of one size, which is only named.
 
@@ -70,7 +85,7 @@ def measure(recipe: Path = RECIPE, overrides: list[str] | None = None, size: str
     with tempfile.TemporaryDirectory() as folder:
         base = open_recipe(recipe, overrides or []).data
         _child({"code": "write", "recipe": base, "folder": folder}, environment_of(base, "ours"))
-        for name, (code, values) in CASES.items():
+        for name, (code, values) in cases_of(size).items():
             data = open_recipe(recipe, [*(overrides or []), *values]).data
             found[name] = _child({"code": code, "recipe": data, "folder": folder}, environment_of(data, code))
             print(f"measured {size} {name}", file=sys.stderr, flush=True)
@@ -87,23 +102,30 @@ def failures(stored: Mapping[str, Any], goal: float = GOAL) -> list[str]:
     found = []
     for size in SIZES:
         rows = stored.get(size, {})
-        if missing := [f"{size}: {name}: not measured" for name in CASES if name not in rows]:
+        if missing := [f"{size}: {name}: not measured" for name in cases_of(size) if name not in rows]:
             found += missing
             continue
-        ratio = rows[GATED]["steady"] / rows[REFERENCE]["steady"]
+        name, ratio = leanest(rows)
         if ratio > goal:
-            found.append(f"{size}: {GATED}: {ratio:.2f} of diffusers' peak, the goal is {goal:g}")
+            found.append(f"{size}: {name}: {ratio:.2f} of diffusers' peak, the goal is {goal:g}")
     return found
 
 
+def leanest(rows: Mapping[str, Any]) -> tuple[str, float]:
+    """Which of ours needs least, and its share of the peak of diffusers' usual step."""
+    name = min((n for n in rows if n.startswith("ours")), key=lambda n: rows[n]["steady"])
+    return name, rows[name]["steady"] / rows[REFERENCE]["steady"]
+
+
 def pairs(stored: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """Of each size: a name, our peak and diffusers'; plain, and with ours inside the backward pass."""
+    """Of each size: a name, our peak and diffusers'; plain, and the leanest of ours."""
     found = []
     for size, rows in stored.items():
         theirs = rows[REFERENCE]["steady"]
-        found.append((f"training step, recomputed, {size}", rows[GATED]["steady"], theirs))
-        name = f"the same, our optimiser in the backward pass, {size}"
-        found.append((name, rows[f"{GATED}, optimiser in the backward pass"]["steady"], theirs))
+        found.append((f"training step, recomputed, {size}", rows[PLAIN]["steady"], theirs))
+        name, _ = leanest(rows)
+        how = name.removeprefix(PLAIN).removeprefix(", ")
+        found.append((f"the same, {how or 'nothing changed'}, {size}", rows[name]["steady"], theirs))
     return found
 
 
@@ -122,9 +144,11 @@ def table(stored: Mapping[str, Any]) -> str:
             ratios = row["steady"] / theirs["steady"], above(row) / above(theirs)
             cells = f"{' | '.join(marks)} | {ratios[0]:.2f} | {above(row) / MIB:.0f} | {ratios[1]:.2f}"
             lines.append(f"| {size}: {name} | {cells} |")
-        more = [(rows[COMPILED][key] - rows[GATED][key]) / MIB for key in ("first", "steady")]
+        more = [(rows[COMPILED][key] - rows[PLAIN][key]) / MIB for key in ("first", "steady")]
         text = f"above PyNative {more[0]:+.0f} MiB in the first step, {more[1]:+.0f} later"
         below.append(f"- {size}: the graph compiler and its graphs, {text}")
+        name, ratio = leanest(rows)
+        below.append(f"- {size}: {ratio:.2f} of diffusers' peak, the leanest of ours: {name}")
     return "\n".join([*lines, "", *below])
 
 

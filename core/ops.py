@@ -21,12 +21,13 @@ from core.compiling import Mode, compiled, recomputed, recomputed_keeping, value
 from core.compiling import runtime as _runtime
 
 __all__ = [
-    "Mode", "adamw", "adamw_in_place", "adaptive_norm", "apart", "attention", "attention_again", "attention_keeping",
-    "averaged_in_place", "came_in_place", "causal_conv3d", "chosen_kernels", "chosen_launch", "compiled",
-    "compute_dtype", "configure", "conv2d", "conv3d", "conv3d_added", "dense", "downsampled_conv3d", "embedding",
-    "gelu_tanh", "gelu_tanh_again", "gelu_tanh_gradient", "group_norm", "group_norm_silu", "layer_norm", "linear", "norm_conv3d", "norms_are_kernels",
-    "recomputed", "recomputed_keeping", "repeat_nearest", "return_large_memory", "rms_norm", "rotate",
-    "runnable_dtype", "silu", "square_sum", "square_sum_of_all", "upsampled_conv3d", "value_and_gradients",
+    "Mode", "adamw", "adamw_in_place", "adaptive_norm", "apart", "attention", "attention_again",
+    "attention_keeping", "averaged_in_place", "came_in_place", "causal_conv3d", "chosen_kernels", "chosen_launch",
+    "compiled", "compute_dtype", "configure", "conv2d", "conv3d", "conv3d_added", "dense", "downsampled_conv3d",
+    "embedding", "gelu_tanh", "gelu_tanh_again", "gelu_tanh_gradient", "group_norm", "group_norm_silu",
+    "layer_norm", "linear", "norm_conv3d", "norms_are_kernels", "recomputed", "recomputed_keeping",
+    "repeat_nearest", "return_large_memory", "rms_norm", "rotate", "runnable_dtype", "silu", "square_sum",
+    "square_sum_of_all", "upsampled_conv3d", "value_and_gradients",
 ]  # fmt: skip
 
 Kernels = Literal["auto", "operators"]

@@ -27,8 +27,9 @@ from core.ops_cpu import (
 
 __all__ = [
     "adamw", "adaptive_norm", "attention", "attention_again", "attention_keeping", "causal_conv", "conv",
-    "conv_added", "downsampled_conv", "gelu_tanh", "gelu_tanh_again", "gelu_tanh_gradient", "group_norm", "group_norm_silu", "layer_norm", "linear", "norm_conv",
-    "repeat_nearest", "rms_norm", "rotate", "silu", "square_sum", "upsampled_conv", "use",
+    "conv_added", "downsampled_conv", "gelu_tanh", "gelu_tanh_again", "gelu_tanh_gradient", "group_norm",
+    "group_norm_silu", "layer_norm", "linear", "norm_conv", "repeat_nearest", "rms_norm", "rotate", "silu",
+    "square_sum", "upsampled_conv", "use",
 ]  # fmt: skip
 
 # Primitives of the library given to ``use``: the graph compiler resolves module globals.

@@ -14,7 +14,7 @@ _BEGINNING = ("resume",)
 # Younger than accepted baselines, which their defaults must not change.
 _YOUNGER = (
     ("vae", "parallel", "auto"), ("data", "memory_mib", 0), ("train", "optimizer_in_backward", False),
-    ("train", "feed_forward_chunk", None),
+    ("train", "feed_forward_chunk", None), ("sampling", "feed_forward_chunk", None),
 )  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from bench.plan.memory import peak, training_phases
 from bench.plan.profiles import Profile
 from bench.plan.workload import Training
 
+PIECE = 4096  # tokens of the feed-forward that are suggested: more than any product needs to be efficient
+
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
@@ -31,7 +33,8 @@ def seconds_per_sample(work: Training, profile: Profile, lora: tuple[int, tuple[
     sent = sum(communication_bytes(work).values())
     # Recomputation is work too: the efficiency of a profile is in model FLOPs of a step with full recomputation but
     # for attention, so a change of mode changes time in proportion to what is executed.
-    usual = training_work(replace(work, recompute="keep_attention"), lora_rank=rank, lora_targets=targets)
+    published = replace(work, recompute="keep_attention", feed_forward_chunk=None)
+    usual = training_work(published, lora_rank=rank, lora_targets=targets)
     scale = done.hardware_flops / usual.hardware_flops
     seconds = time_of(round(done.model_flops * scale), sent, profile, work.ranks).seconds
     samples = work.batch * work.accumulation * work.ranks / work.sequence_parallel
@@ -65,6 +68,12 @@ def _variations(work: Training) -> Iterator[tuple[str, str, Training]]:
         if mode != work.recompute or work.recompute_every > 1:
             change = f"train.recompute: {mode}" + (", train.recompute_every: 1" if work.recompute_every > 1 else "")
             yield change, note, replace(work, recompute=mode, recompute_every=1)  # pyright: ignore[reportArgumentType]
+    rows = work.batch * work.local_tokens
+    if work.ours and rows > PIECE and not work.in_pieces:
+        note = (
+            "no feed-forward's hidden layer of all tokens; one of its products once more. Not for graph mode on the CPU"
+        )
+        yield f"train.feed_forward_chunk: {PIECE}", note, replace(work, feed_forward_chunk=PIECE)
     if work.ranks > 1:
         for stage in range(work.zero_stage + 1, 4):
             more = "parameters are gathered for each block" if stage == 3 else "no further communication"

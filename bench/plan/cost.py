@@ -36,6 +36,7 @@ def training_work(work: Training, *, lora_rank: int | None = None, lora_targets:
         micro_batches=work.accumulation,
         recompute=work.recompute,
         recompute_every=work.recompute_every,
+        in_pieces=work.in_pieces,
         lora_rank=lora_rank,
         lora_targets=lora_targets,
     )

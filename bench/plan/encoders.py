@@ -8,7 +8,7 @@ decoder's modulated norm holds the norm, the widened scale and shift, and their 
 
 from __future__ import annotations
 
-from bench.plan.liveness import FORWARD, rows_bytes
+from bench.plan.liveness import forward_bytes
 from bench.plan.memory import Phase
 from bench.plan.pool import pool_bytes
 from bench.plan.workload import table_bytes
@@ -181,9 +181,13 @@ def text_phase(config: T5Config, *, batch: int, tokens: int, itemsize: int, devi
     )
 
 
-def denoise_phase(config: TransformerConfig, *, batch: int, tokens: int, itemsize: int, shards: int = 1) -> Phase:
-    """One denoising step: weights and a block's forward pass over ``batch`` samples of ``tokens``."""
-    work = rows_bytes(FORWARD, tokens=batch * -(-tokens // shards), width=config.inner_dim, itemsize=itemsize)
+def denoise_phase(
+    config: TransformerConfig, *, batch: int, tokens: int, itemsize: int, shards: int = 1, chunk: int | None = None
+) -> Phase:
+    """One denoising step: weights and a block's forward pass over ``batch`` samples of ``tokens``, its feed-forward in
+    pieces of ``chunk``."""
+    rows = batch * -(-tokens // shards)
+    work = forward_bytes(tokens=rows, width=config.inner_dim, itemsize=itemsize, chunk=chunk)
     return Phase(
         name="denoise",
         bytes={"parameters": table_bytes(transformer_table(config), itemsize), "block": work},

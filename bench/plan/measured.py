@@ -59,6 +59,8 @@ CASES: dict[str, tuple[dict[str, int], list[str]]] = {
     "recompute none": (_BIG, ["train.recompute=none"]),
     "recompute keep_attention": (_BIG, ["train.recompute=keep_attention"]),
     "recompute every 2nd": (_BIG, ["train.recompute_every=2"]),
+    "61 frames, feed-forward in 4 pieces": (_BIG, ["video.frames=61", "train.feed_forward_chunk=784"]),
+    "recompute none, feed-forward in 4 pieces": (_BIG, ["train.recompute=none", "train.feed_forward_chunk=300"]),
     "CAME": (_BIG | {"num_layers": 16}, [*_FEW, *_CAME]),
     "optimiser in the backward pass": (_BIG | {"num_layers": 16}, [*_FEW, *_IN_BACKWARD]),
     **{f"2 ranks, ZeRO {n}": (_BIG, [*_RANKS, f"parallel.zero_stage={n}"]) for n in range(4)},

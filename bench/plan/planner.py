@@ -144,7 +144,10 @@ def _generate(recipe: Any, sizes: Sizes, profile: Profile) -> dict[str, Any]:
         )
     shards = recipe.parallel.sequence_parallel
     phases.append(
-        encoders.denoise_phase(config, batch=guided, tokens=tokens, itemsize=_itemsize(recipe), shards=shards)
+        encoders.denoise_phase(
+            config, batch=guided, tokens=tokens, itemsize=_itemsize(recipe), shards=shards,
+            chunk=recipe.sampling.feed_forward_chunk,
+        )
     )
     denoise = cost.generation_flops(
         sizes, frames=padded, height=height, width=width, tokens=recipe.text.max_length, batch=guided,

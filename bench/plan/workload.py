@@ -45,8 +45,9 @@ class Training:
     ``stored`` and ``computed`` are bytes of a parameter and of an activation; ``trained`` is the table of what is
     trained (the transformer's or a LoRA's) and ``trained_itemsize`` its bytes. ``code`` is whose block is run, which
     decides what a block keeps: ours on Ascend or the CPU, mindone's on Ascend, diffusers' with torch.
-    ``state_itemsize``: bytes of an element of the optimiser's averages (ours: fp32 always). ``zero_ranks``: ranks that
-    ZeRO spreads over, None for all. ``in_backward``: the optimiser works in the backward pass.
+    ``feed_forward_chunk``: tokens of a piece of the feed-forward. ``state_itemsize``: bytes of an element of the
+    optimiser's averages (ours: fp32 always). ``zero_ranks``: ranks that ZeRO spreads over, None for all.
+    ``in_backward``: the optimiser works in the backward pass.
     """
 
     config: TransformerConfig
@@ -69,6 +70,7 @@ class Training:
     ema: bool = False
     recompute: Recompute = "none"
     recompute_every: int = 1
+    feed_forward_chunk: int | None = None
     in_backward: bool = False
     code: Code = "ascend"
 
@@ -89,6 +91,12 @@ class Training:
         """Tokens of one rank: text and video are cut separately, both rounded up."""
         shards = self.sequence_parallel
         return -(-self.video_tokens // shards) - (-self.text_tokens // shards)
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether a feed-forward takes several pieces of the batch's tokens."""
+        chunk = self.feed_forward_chunk
+        return chunk is not None and self.batch * self.local_tokens > chunk
 
     @property
     def table(self) -> ParamTable:
@@ -178,6 +186,7 @@ def training_of(recipe: Any, sizes: Sizes, *, size: tuple[int, int, int, int] | 
         ema=recipe.ema is not None,
         recompute=section.recompute,
         recompute_every=section.recompute_every,
+        feed_forward_chunk=section.feed_forward_chunk,
         in_backward=section.optimizer_in_backward,
         code="ascend" if device == "ascend" else "cpu",
     )

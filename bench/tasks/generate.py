@@ -127,6 +127,7 @@ def _denoise(recipe: Any, ctx: RunContext, models: Models, text: _Text, processe
     with ctx.stage("load_transformer"):
         transformer = models.transformer()
         share_transformer(transformer, processes)
+        transformer.enable_forward_chunking(recipe.sampling.feed_forward_chunk)
     scheduler = models.scheduler(transformer.config, recipe.sampling.sampler)
     vae_config = models.vae_config(transformer.config)
     given = batched(recipe.inputs.latents, ("latents",), 5) if recipe.inputs.latents else None

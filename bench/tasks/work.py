@@ -23,9 +23,11 @@ def training(
     size = Size(batch=batch, frames=frames, height=height, width=width, text_tokens=tokens)
     ctx.products = transformer(config, size)
     names = {} if lora is None else lora.modules
+    chunk, length = recipe.train.feed_forward_chunk, size.text_tokens + size.video_tokens(config)
     step = training_step(
         config, size, micro_batches=micro, recompute=recipe.train.recompute,
         recompute_every=recipe.train.recompute_every, scores_again=_scores_again(recipe, config, size),
+        in_pieces=chunk is not None and size.batch * length > chunk,
         lora_rank=None if lora is None else lora.config.rank,
         lora_targets=sorted({name.split(".", 2)[-1] for name in names}),
     )  # fmt: skip

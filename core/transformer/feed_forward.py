@@ -44,21 +44,24 @@ def _narrow(x, a):
     return _product_of_rows(x, a.astype(x.dtype))
 
 
-def _dense_gradient(x, grad, weight, a, b, lora, trained):
-    """Of ``_dense``: ``x``'s gradient, and those of weight, bias, a and b in fp32, None where they are not trained."""
+def _dense_gradient(x, grad, weight, a, b, lora, trained, sums):
+    """Of ``_dense``: ``x``'s gradient, and ``sums`` (fp32) with those of weight, bias, a and b that are trained added.
+
+    One product is there beside its sum at a time: a weight of the 5B is 151 MB in fp32.
+    """
     dx = _product(grad, weight.astype(x.dtype))
-    dweight = _product_of_columns(grad, x).astype(ms.float32) if trained[0] else None
-    dbias = grad.astype(ms.float32).sum(0) if trained[1] else None
+    sweight = _added(sums[0], _product_of_columns(grad, x)) if trained[0] else None
+    sbias = _added(sums[1], grad.astype(ms.float32).sum(0)) if trained[1] else None
     if not lora:
-        return dx, dweight, dbias, None, None
+        return dx, sweight, sbias, None, None
     dnarrow = _product(grad, b.astype(x.dtype))
-    da = _product_of_columns(dnarrow, x).astype(ms.float32) if trained[2] else None
-    db = _product_of_columns(grad, _narrow(x, a)).astype(ms.float32) if trained[3] else None
-    return dx + _product(dnarrow, a.astype(x.dtype)), dweight, dbias, da, db
+    sa = _added(sums[2], _product_of_columns(dnarrow, x)) if trained[2] else None
+    sb = _added(sums[3], _product_of_columns(grad, _narrow(x, a))) if trained[3] else None
+    return dx + _product(dnarrow, a.astype(x.dtype)), sweight, sbias, sa, sb
 
 
 def _added(total, found):
-    return found if total is None else total + found
+    return found.astype(ms.float32) if total is None else total + found.astype(ms.float32)
 
 
 def _gradient(total, tensor):
@@ -85,26 +88,25 @@ class _Pieces(nn.Cell):
             outs.append(_dense(ops.gelu_tanh(hidden), weight2, bias2, a2, b2, self._lora[1]))
         return mint.cat(outs, 0)
 
-    def _piece(self, x, grad, weight1, bias1, a1, b1, weight2, a2, b2):
-        """The gradients of one piece, whose hidden layer is made again and gone when this returns."""
+    def _piece(self, x, grad, weight1, bias1, a1, b1, weight2, a2, b2, sums):
+        """``x``'s gradient and ``sums`` with those of one piece, whose hidden layer is made again and goes with it."""
         hidden = _dense_again(x, weight1, bias1, a1, b1, self._lora[0])
         dhidden, *second = _dense_gradient(
-            ops.gelu_tanh_again(hidden), grad, weight2, a2, b2, self._lora[1], self._trained[4:]
+            ops.gelu_tanh_again(hidden), grad, weight2, a2, b2, self._lora[1], self._trained[4:], sums[4:]
         )
         dhidden = ops.gelu_tanh_gradient(hidden, dhidden)
-        dx, *first = _dense_gradient(x, dhidden, weight1, a1, b1, self._lora[0], self._trained[:4])
+        dx, *first = _dense_gradient(x, dhidden, weight1, a1, b1, self._lora[0], self._trained[:4], sums[:4])
         return dx, *first, *second
 
     def bprop(self, x, weight1, bias1, a1, b1, weight2, bias2, a2, b2, out, grad):
         rows = x.shape[0]
         count = -(-rows // self._chunk)
         dxs = []
-        sums = (None,) * 8
+        sums = [None] * 8
         for i in range(count):
             start, stop = i * rows // count, (i + 1) * rows // count
-            dx, *found = self._piece(x[start:stop], grad[start:stop], weight1, bias1, a1, b1, weight2, a2, b2)
+            dx, *sums = self._piece(x[start:stop], grad[start:stop], weight1, bias1, a1, b1, weight2, a2, b2, sums)
             dxs.append(dx)
-            sums = [_added(sums[k], found[k]) for k in range(8)]
         given = (weight1, bias1, a1, b1, weight2, bias2, a2, b2)
         gradients = [_gradient(sums[k], given[k]) for k in range(8)]
         return (mint.cat(dxs, 0), *gradients)

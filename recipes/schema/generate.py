@@ -62,6 +62,9 @@ class Sampling(Section):
     previous: Literal["reference", "list"] | None = None
     """Where a step ends: ``reference`` at t - 1000 // steps as published, ``list`` at the next timestep of the list
     (docs/design/004); null: reference for trailing, linspace and leading, list for the others."""
+    feed_forward_chunk: Positive | None = None
+    """Tokens (of both passes with guidance) that go through a block's feed-forward at a time; null: all. Its hidden
+    layer, four times the model's width, is then never there for all tokens."""
 
 
 class PromptLength(Section):

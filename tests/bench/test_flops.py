@@ -165,6 +165,16 @@ def test_recompute_modes_by_hand():
     assert (twice.forward, twice.model, twice.hardware) == (2 * base.forward, 2 * base.model, 2 * base.hardware)
 
 
+def test_feed_forwards_in_pieces_by_hand():
+    """The first product of each block once more, of a LoRA on it likewise."""
+    rows, products = 2 * 18, ["ff.net.0.proj", "ff.net.2"]
+    for lora, again in (({}, 0), ({"lora_rank": 2, "lora_targets": products}, 2 * rows * 2 * (32 + 128))):
+        whole = flops.training_step(SMALL, SIZE, recompute="all", **lora)
+        pieces = flops.training_step(SMALL, SIZE, recompute="all", in_pieces=True, **lora)
+        assert pieces.hardware - whole.hardware == 3 * (2 * rows * 32 * 128 + again)
+        assert (pieces.forward, pieces.model) == (whole.forward, whole.model)
+
+
 def test_lora_by_hand():
     """Rank 2 on to_q only: forward A and B; backward through frozen layers once, twice for A, B and attention."""
     step = flops.training_step(SMALL, SIZE, lora_rank=2, lora_targets=["to_q"], scores_again=False)

@@ -78,6 +78,36 @@ def test_tokens_and_what_a_block_keeps() -> None:
     assert liveness.kept_between_passes(every, 1) > liveness.kept_between_passes(every, 2) == stream
 
 
+def test_feed_forwards_in_pieces() -> None:
+    tokens, dim = 41_024, 3072
+    whole, pieces = published(), published(feed_forward_chunk=4096)
+    assert (whole.in_pieces, pieces.in_pieces, published(feed_forward_chunk=tokens).in_pieces) == (False, True, False)
+    assert published(feed_forward_chunk=tokens, batch=2).in_pieces
+    assert not published(feed_forward_chunk=tokens // 2, ranks=8, sequence_parallel=8).in_pieces
+    # The hidden layer before and after GELU, 4 D each, is not kept.
+    assert liveness.saved_bytes(whole) - liveness.saved_bytes(pieces) == tokens * dim * 2 * 8
+    assert liveness.moving_bytes(whole) == tokens * dim * 2 * 9
+    # 11 pieces of 3730 tokens with 16 D each, 3 D of all tokens; both weights' sums in fp32 where bf16 would be, the
+    # product that is added and its sum.
+    weight = 4 * dim * dim
+    assert liveness.moving_bytes(pieces) == dim * 2 * (3730 * 16 + tokens * 3) + weight * (2 + 4) + 2 * weight * 2
+    # With small pieces of a LoRA's step attention's gradient is more: 5 D of all tokens.
+    lora = published(feed_forward_chunk=64, lora=TABLE)
+    assert liveness.moving_bytes(lora) == tokens * dim * 2 * 5
+    advised = {s.change: s for s in suggestions(whole, load_profile("ascend-910b-64gb"), 1)}
+    found = advised["train.feed_forward_chunk: 4096"]
+    assert found.slower_percent is not None
+    assert 0 < found.slower_percent < 5
+    assert not [s for s in suggestions(pieces, load_profile("ascend-910b-64gb"), 1) if "chunk" in s.change]
+
+
+def test_denoising_in_pieces() -> None:
+    """Without: 10 D a token. In three pieces of 3, 4 and 3 tokens: 8 D of a piece; residual, input, outputs twice of all."""
+    assert liveness.forward_bytes(tokens=10, width=3, itemsize=2) == 10 * 3 * 2 * 10
+    assert liveness.forward_bytes(tokens=10, width=3, itemsize=2, chunk=10) == 10 * 3 * 2 * 10
+    assert liveness.forward_bytes(tokens=10, width=3, itemsize=2, chunk=4) == 3 * 2 * (4 * 8 + 10 * 4)
+
+
 def test_sequence_parallel_halves_tokens_and_rounds_up() -> None:
     work = published(ranks=8, sequence_parallel=8)
     assert work.local_tokens == 5_100 + 28

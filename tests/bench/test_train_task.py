@@ -230,6 +230,18 @@ def test_skipped_steps_are_counted(world, tmp_path, monkeypatch):
     assert [(e["skipped"], e["loss_scale"]) for e in extras] == [(False, 8.0), (True, 4.0), (False, 4.0)]
 
 
+def test_feed_forwards_in_pieces_train_to_the_same_loss(world, tmp_path):
+    """And count what they compute again."""
+    found, flops = [], []
+    for chunk in (None, 7):
+        recipe = train_world.recipe(world, train={"steps": 3, "save_every": None, "feed_forward_chunk": chunk})
+        steps = train_world.events(run_here(recipe, tmp_path / str(chunk)), "step")
+        found.append([step["loss"] for step in steps])
+        flops.append([step["extra"]["hardware_flops"] - step["extra"]["model_flops"] for step in steps])
+    assert np.allclose(found[1], found[0], rtol=1e-6)
+    assert all(pieces > whole for whole, pieces in zip(*flops, strict=True))
+
+
 def test_the_optimiser_in_the_backward_pass_resumes_averages_and_validates(world, tmp_path):
     """A run of its own, one that goes on from its checkpoint, and one without it: the same bits."""
     train = {"steps": 3, "save_every": 2, "max_grad_norm": None, "gradient_accumulation_steps": 1}

@@ -153,7 +153,7 @@ def test_blocks_alike_share_a_function():
 
 def test_what_is_frozen_has_no_gradient_computed(monkeypatch):
     """Of a LoRA's base no product of columns is made."""
-    from core.transformer import feed_forward  # noqa: PLC0415
+    from core.transformer import feed_forward
 
     shapes: list[tuple] = []
     plain = feed_forward._product_of_columns
@@ -177,7 +177,7 @@ def test_half_precision_sums_in_fp32():
     for name, shape in shapes.items():
         handed[name + ".weight"] = ms.Tensor(rng.standard_normal(shape) / 4).astype(ms.float16)
         handed[name + ".bias"] = ms.Tensor(rng.standard_normal(shape[0]) / 4).astype(ms.float16)
-    from core.model import Handed  # noqa: PLC0415
+    from core.model import Handed
 
     block = Handed(handed, frozenset())
     names = list(handed)

@@ -248,6 +248,7 @@ def ascend(monkeypatch):
     monkeypatch.setattr(ops_ascend, "functional", functional)
     kernels = {name: calls.kernel(name) for name in ("flash_attention_score", "rms_norm")}
     monkeypatch.setattr(ops_ascend, "_ops", SimpleNamespace(**kernels))
+    monkeypatch.setattr(ops_ascend, "GeluGradExt", lambda: calls.kernel("GeluGradExt"))
     ops.configure(device="Ascend")
     return calls
 
@@ -262,17 +263,21 @@ def test_calls_of_the_ascend_side(ascend):
         ops.rms_norm(x, w, 1e-6),
         ops.group_norm(volume, 2, w, w, 1e-6),
         ops.gelu_tanh(x),
+        ops.gelu_tanh_again(x),
         ops.conv3d(volume, kernel, w, (1, 1, 1), (0, 1, 1)),
         ops.linear(x, w),
     ):
         assert out.dtype == bf16
+    ops.gelu_tanh_gradient(x, w)
     assert ascend == [
         ("layer_norm", [f32, (4,), f32, f32, 1e-5], {}),
         ("rms_norm", [f32, f32, 1e-6], {}),
         ("group_norm", [f32, 2, f32, f32, 1e-6], {}),
         ("gelu", [bf16], {"approximate": "tanh"}),
+        ("gelu", [bf16], {"approximate": "tanh"}),
         ("conv3d", [bf16, bf16, bf16], {"stride": (1, 1, 1), "padding": (0, 1, 1)}),
         ("linear", [bf16, bf16, None], {}),
+        ("GeluGradExt", [f32, bf16, "tanh"], {}),
     ]
 
 

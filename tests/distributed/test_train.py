@@ -12,7 +12,9 @@ from tests.distributed.ranks import run_ranks
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return run_ranks("tests.distributed.train_cases", 2, tmp_path_factory.mktemp("ranks"), "train_adamw", "overflow")
+    return run_ranks(
+        "tests.distributed.train_cases", 2, tmp_path_factory.mktemp("ranks"), "train_adamw", "overflow", "pieces"
+    )
 
 
 @pytest.mark.parametrize("method", cases.METHODS)
@@ -25,6 +27,15 @@ def test_curve_and_parameters(runs, layout, method):
 @pytest.mark.parametrize("layout", list(cases.LAYOUTS[2]))
 def test_bytes_of_live_tensors_are_those_of_the_formula(runs, layout, method):
     checks.assert_bytes_of_live_tensors(runs, layout, method)
+
+
+@pytest.mark.parametrize("method", cases.METHODS)
+@pytest.mark.parametrize("layout", list(cases.LAYOUTS[2]))
+def test_feed_forwards_in_pieces(runs, layout, method):
+    want = checks.single("adamw", method, cases.FEW_STEPS)
+    for found in runs.of("pieces"):
+        assert found[f"{layout}/{method}/agree"]
+        checks.assert_curve_and_values(found, f"{layout}/{method}", want)
 
 
 @pytest.mark.parametrize("stage", range(4))

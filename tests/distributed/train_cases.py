@@ -78,11 +78,13 @@ class Training:
         config: TransformerConfig = CONFIG, dtype: Any = ms.float32, samples: Callable[[int], int] = samples_of,
         max_grad_norm: float | None = 0.5, loss_scale: LossScale | None = None, lora: LoRAConfig = LORA,
         eps: tuple[float, float] = CAME_EPS, subset: bool = False, batch_size: int = 1,
+        chunk: int | None = None,
     ):  # fmt: skip
         self.processes, self.samples, self.batch_size = processes, samples, batch_size
         # The CPU computes in fp32 whatever the parameters are stored in.
         self.model = CogVideoXTransformer3DModel(config, dtype, ms.float32).initialize(0)
         self.model.recompute(recompute)
+        self.model.enable_forward_chunking(chunk)
         attached = attach(self.model, lora, 1) if method == "lora" else None
         parameters = self.model.trainable_params() if attached is None else attached.parameters
         self.model.communicate(Ulysses(processes.sequence))
@@ -187,6 +189,18 @@ def _outcome(key: str, training: Training) -> dict[str, Any]:
     curve, held = np.array(training.run(0, FEW_STEPS)), training.zero.held_bytes()
     found = {"curve": curve, "values": training.values(), "agree": _agree(training)}
     return {f"{key}/{name}": value for name, value in (found | {"held": [held["whole"], held["parts"]]}).items()}
+
+
+def case_pieces() -> dict[str, Any]:
+    """Feed-forwards in pieces of five tokens, two steps of every layout with AdamW; stage 3 computes again."""
+    found: dict[str, Any] = {}
+    for layout, (sequence, stage) in LAYOUTS[communication.get_group_size()].items():
+        for method in METHODS:
+            processes, recompute = joined(sequence), "all" if stage == 3 else "none"
+            size = batch_size(processes.mesh.data)
+            training = Training(processes, stage, "adamw", method, recompute, batch_size=size, chunk=5)
+            found |= _outcome(f"{layout}/{method}", training)
+    return found
 
 
 def case_eight() -> dict[str, Any]:
