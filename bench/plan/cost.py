@@ -118,9 +118,11 @@ def generation_flops(sizes: Sizes, *, frames: int, height: int, width: int, toke
 
 def decode_flops(sizes: Sizes, *, latent_frames: int, height: int, width: int, tiling: TilingConfig | None) -> int:
     """FLOPs of decoding one video of latents ``latent_frames x height x width``."""
-    return flops.total(
-        flops_vae.vae_decode(sizes.vae, batch=1, latent_frames=latent_frames, height=height, width=width, tiling=tiling)
+    ratio = sizes.vae.spatial_compression_ratio  # there the size is in pixels
+    products = flops_vae.vae_decode(
+        sizes.vae, batch=1, latent_frames=latent_frames, height=height * ratio, width=width * ratio, tiling=tiling
     )
+    return flops.total(products)
 
 
 def encode_flops(sizes: Sizes, *, frames: int, height: int, width: int, tiling: TilingConfig | None) -> int:
