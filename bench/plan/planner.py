@@ -143,12 +143,8 @@ def _generate(recipe: Any, sizes: Sizes, profile: Profile) -> dict[str, Any]:
             )
         )
     shards = recipe.parallel.sequence_parallel
-    phases.append(
-        encoders.denoise_phase(
-            config, batch=guided, tokens=tokens, itemsize=_itemsize(recipe), shards=shards,
-            chunk=recipe.sampling.feed_forward_chunk,
-        )
-    )
+    denoising = {"batch": guided, "tokens": tokens, "itemsize": _itemsize(recipe), "shards": shards}
+    phases.append(encoders.denoise_phase(config, **denoising, chunk=recipe.sampling.feed_forward_chunk))
     denoise = cost.generation_flops(
         sizes, frames=padded, height=height, width=width, tokens=recipe.text.max_length, batch=guided,
         steps=recipe.sampling.steps,
@@ -162,7 +158,10 @@ def _generate(recipe: Any, sizes: Sizes, profile: Profile) -> dict[str, Any]:
     return {
         "phases": [_reserved(p, profile) for p in phases],
         "tokens": tokens,
-        "suggestions": _vae_suggestions(recipe, sizes, phases, profile),
+        "suggestions": [
+            *_vae_suggestions(recipe, sizes, phases, profile),
+            *_pieces(phases, encoders.denoise_phase(config, **denoising, chunk=advice.PIECE), profile),
+        ],
         **_stage_cost({"denoise": denoise // shards, "decode": decode}, profile, recipe.runtime.workers, sent),
     }
 
@@ -243,6 +242,22 @@ def _stage_cost(
         "cards": ranks,
         "card_hours": time.seconds * ranks / 3600 if total and time.seconds is not None else None,
     }
+
+
+def _pieces(phases: list[Phase], in_pieces: Phase, profile: Profile) -> list[dict[str, Any]]:
+    """Feed-forwards in pieces, where denoising is the peak and pieces lower it."""
+    now = peak(phases)
+    if now.name != in_pieces.name or in_pieces.total >= now.total:
+        return []
+    after = peak([in_pieces, *(phase for phase in phases if phase is not now)]).total
+    total = after + (profile.idle or 0)
+    return [
+        {
+            "change": f"sampling.feed_forward_chunk: {advice.PIECE}", "peak": total, "saved": now.total - after,
+            "fits": total <= (profile.memory or 0), "seconds_per_sample": None, "slower_percent": 0.0,
+            "note": "no feed-forward's hidden layer of all tokens",
+        }
+    ]  # fmt: skip
 
 
 def _vae_suggestions(

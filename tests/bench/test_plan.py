@@ -13,12 +13,15 @@ import pytest
 
 from bench.cli import main
 from bench.codes import MISMATCH, PASS, USAGE
+from bench.flops import total
+from bench.flops_vae import vae_decode
 from bench.plan import encoders, liveness, memory
 from bench.plan.advice import suggestions
-from bench.plan.cost import communication_bytes, time_of, training_work, vae_bytes
+from bench.plan.cost import communication_bytes, decode_flops, encode_flops, time_of, training_work, vae_bytes
 from bench.plan.dryrun import parse_peak, refuse_without_ascend
+from bench.plan.planner import plan_recipe
 from bench.plan.profiles import load_profile, names
-from bench.plan.workload import Training, elements, published_name
+from bench.plan.workload import Sizes, Training, elements, published_name, sizes_of
 from core.errors import UserError
 from core.params import ParamSpec
 from core.presets import PRESETS
@@ -102,7 +105,7 @@ def test_feed_forwards_in_pieces() -> None:
 
 
 def test_denoising_in_pieces() -> None:
-    """Without: 10 D a token. In three pieces of 3, 4 and 3 tokens: 8 D of a piece; residual, input, outputs twice of all."""
+    """Without: 10 D a token. In pieces of 3, 4 and 3 tokens: 8 D of a piece; residual, input, outputs twice of all."""
     assert liveness.forward_bytes(tokens=10, width=3, itemsize=2) == 10 * 3 * 2 * 10
     assert liveness.forward_bytes(tokens=10, width=3, itemsize=2, chunk=10) == 10 * 3 * 2 * 10
     assert liveness.forward_bytes(tokens=10, width=3, itemsize=2, chunk=4) == 3 * 2 * (4 * 8 + 10 * 4)
@@ -206,6 +209,39 @@ def test_time_is_work_over_efficiency_times_peak() -> None:
     compute = 1e15 / (profile.flops_per_second * profile.efficiency)
     assert made.seconds == pytest.approx(compute + 1e9 / profile.link_bytes_per_second)
     assert time_of(10**15, 0, load_profile("this-machine"), 1).reason
+
+
+def test_a_decode_is_counted_by_its_pixels() -> None:
+    """Of latents, as the plan knows them; more than an encode of that clip, whose network has a resnet less a level."""
+    found = PRESETS["5b"]
+    sizes = Sizes(transformer=found.transformer, vae=found.vae, text=found.text, source="here")
+    decode = decode_flops(sizes, latent_frames=3, height=8, width=12, tiling=None)
+    assert decode == total(vae_decode(found.vae, batch=1, latent_frames=3, height=64, width=96))
+    encode = encode_flops(sizes, frames=9, height=64, width=96, tiling=None)
+    assert encode < decode < 3 * encode
+
+
+@pytest.mark.parametrize(("chunk", "advised"), [(None, True), (4096, False)])
+def test_generating_is_advised_pieces(tmp_path: Path, chunk: int | None, advised: bool) -> None:
+    text = f"""
+schema: 1
+kind: generate
+name: wide
+model: {{path: models/CogVideoX-1.5-5b}}
+prompts: a cat
+video: {{height: 768, width: 1360, frames: 81}}
+sampling: {{feed_forward_chunk: {"null" if chunk is None else chunk}}}
+vae: {{tiling: {{tile_height: 240, tile_width: 360, overlap_height: 40, overlap_width: 72}}}}
+runtime: {{device: ascend, dtype: bf16}}
+"""
+    (tmp_path / "r.yaml").write_text(text)
+    recipe = load_recipe(tmp_path / "r.yaml").recipe
+    found = plan_recipe(recipe, sizes_of(recipe.model), load_profile("ascend-910b-64gb"))
+    advice = [s for s in found["suggestions"] if s["change"] == "sampling.feed_forward_chunk: 4096"]
+    assert bool(advice) == advised
+    if advised:
+        # Both passes have 2 x (11 x 48 x 85 + 226) tokens: 8 D of them in bf16 less the outputs twice; 23 pieces.
+        assert advice[0]["saved"] == 3072 * 2 * (90_212 * (8 - 2) - 3_923 * 8)
 
 
 def test_flops_are_shared_by_the_ranks_of_a_sample() -> None:
