@@ -169,6 +169,7 @@ def training_step(
     recompute_every: int = 1,
     scores_again: bool = True,
     in_pieces: bool = False,
+    norm_first: bool = False,
     lora_rank: int | None = None,
     lora_targets: Sequence[str] = (),
 ) -> StepFlops:
@@ -182,6 +183,7 @@ def training_step(
         scores_again: attention's gradient computes queries by keys again (flash attention; on the CPU where the
             queries are cut into chunks). The outputs kept by ``keep_attention`` always need them again.
         in_pieces: feed-forwards are (``enable_forward_chunking``): their gradient makes the hidden layer once more.
+        norm_first: all is done twice, first for the gradients' norm (the optimiser in the backward pass, clipped).
     """
     base = transformer(config, size)
     added = (
@@ -200,9 +202,8 @@ def training_step(
     scored = config.num_layers if scores_again else (sparing if recompute == "keep_attention" else 0)
     scores = total(p for p in transformer_block(config, size, scored) if p.name == "attn1.scores")
     model = forward + backward
-    return StepFlops(
-        forward=forward * micro_batches, model=model * micro_batches, hardware=(model + again + scores) * micro_batches
-    )
+    executed = (model + again + scores) * (2 if norm_first else 1)
+    return StepFlops(forward=forward * micro_batches, model=model * micro_batches, hardware=executed * micro_batches)
 
 
 def _backward(product: Product, *, frozen: bool) -> int:

@@ -80,8 +80,8 @@ def _train(recipe: Any, folder: Path) -> Call:
         model.enable_gradient_checkpointing()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = _optimizer(recipe.optimizer, parameters)
-    if recipe.train.optimizer_in_backward:
-        _update_in_backward(recipe.optimizer, parameters)
+    clip = recipe.train.max_grad_norm
+    hooks = _InBackward(recipe.optimizer, parameters) if recipe.train.optimizer_in_backward else None
     schedule: Any = CogVideoXDDIMScheduler.from_pretrained(folder / "scheduler")
     given, rotary = _tensors(recipe), _rotary(model, recipe)
     latents = given["latents"]
@@ -90,31 +90,57 @@ def _train(recipe: Any, folder: Path) -> Call:
         steps, noise = (torch.from_numpy(f(recipe, index)) for f in (paired_inputs.timesteps, paired_inputs.noise))
         noisy = schedule.add_noise(latents, noise, steps)
         velocity = schedule.get_velocity(latents, noise, steps)
-        output = model(
-            hidden_states=noisy, encoder_hidden_states=given["text"], timestep=steps, image_rotary_emb=rotary,
-            return_dict=False,
-        )[0]  # fmt: skip
-        loss = torch.nn.functional.mse_loss(output, velocity)
-        loss.backward()
-        if recipe.train.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, recipe.train.max_grad_norm)
+
+        def backward() -> float:
+            output = model(
+                hidden_states=noisy, encoder_hidden_states=given["text"], timestep=steps, image_rotary_emb=rotary,
+                return_dict=False,
+            )[0]  # fmt: skip
+            loss = torch.nn.functional.mse_loss(output, velocity)
+            loss.backward()
+            return loss.item()
+
+        if hooks is not None and clip is not None:
+            hooks.measure()
+            backward()
+            hooks.clip(clip)
+        loss = backward()
+        if hooks is None and clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()  # of parameters that have a gradient left
         optimizer.zero_grad()
-        return loss.item()
+        return loss
 
     return call
 
 
-def _update_in_backward(section: Any, parameters: list[Any]) -> None:
-    """Each parameter by an optimiser of its own, from a hook; its gradient is gone then."""
-    own = {parameter: _optimizer(section, [parameter]) for parameter in parameters}
+class _InBackward:
+    """Each parameter is updated by an optimiser of its own, from a hook; its gradient is gone then."""
 
-    def arrived(parameter: Any) -> None:
-        own[parameter].step()
-        own[parameter].zero_grad()
+    def __init__(self, section: Any, parameters: list[Any]):
+        self._own = {parameter: _optimizer(section, [parameter]) for parameter in parameters}
+        self._factor, self._squares = 1.0, 0.0
+        self._measuring = False
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(self._arrived)
 
-    for parameter in parameters:
-        parameter.register_post_accumulate_grad_hook(arrived)
+    def measure(self) -> None:
+        """The pass that follows is for the gradients' norm alone."""
+        self._measuring, self._squares = True, 0.0
+
+    def clip(self, bound: float) -> None:
+        """The next pass updates, by gradients of at most this norm."""
+        self._measuring, self._factor = False, min(1.0, bound / (self._squares**0.5 + 1e-6))
+
+    def _arrived(self, parameter: Any) -> None:
+        if self._measuring:
+            self._squares += float(parameter.grad.square().sum())
+            parameter.grad = None
+            return
+        if self._factor != 1.0:
+            parameter.grad.mul_(self._factor)
+        self._own[parameter].step()
+        self._own[parameter].zero_grad()
 
 
 def _add_lora(model: Any, recipe: Any, folder: Path) -> None:

@@ -110,7 +110,6 @@ def in_backward(data: Data) -> Iterator[Issue]:
     if not get(data, "train.optimizer_in_backward"):
         return
     needs = {
-        "train.max_grad_norm": (None, "the norm of all gradients is known when all are updated"),
         "train.gradient_accumulation_steps": (1, "gradients are not summed over micro-batches"),
         "train.loss_scale.kind": ("none", "an overflow is seen too late to skip the step"),
         "train.method": ("sft", "a LoRA's gradients are small"),

@@ -33,7 +33,7 @@ def seconds_per_sample(work: Training, profile: Profile, lora: tuple[int, tuple[
     sent = sum(communication_bytes(work).values())
     # Recomputation is work too: the efficiency of a profile is in model FLOPs of a step with full recomputation but
     # for attention, so a change of mode changes time in proportion to what is executed.
-    published = replace(work, recompute="keep_attention", feed_forward_chunk=None)
+    published = replace(work, recompute="keep_attention", feed_forward_chunk=None, norm_first=False)
     usual = training_work(published, lora_rank=rank, lora_targets=targets)
     scale = done.hardware_flops / usual.hardware_flops
     seconds = time_of(round(done.model_flops * scale), sent, profile, work.ranks).seconds
@@ -63,6 +63,14 @@ def suggestions(
     return sorted(found, key=lambda s: (not s.fits, (s.slower_percent or 0.0) if s.fits else 0.0, s.peak))
 
 
+def _in_backward(work: Training) -> Iterator[tuple[str, str, Training]]:
+    if work.ranks == work.accumulation == 1 and work.lora is None and not work.in_backward:
+        change = "train.optimizer_in_backward: true, train.max_grad_norm: null"
+        yield change, "one block's gradients at a time; no clipping", replace(work, in_backward=True)
+        clipped = replace(work, in_backward=True, norm_first=True)
+        yield "train.optimizer_in_backward: true", "the same with clipping: gradients are computed twice", clipped
+
+
 def _variations(work: Training) -> Iterator[tuple[str, str, Training]]:
     for mode, note in (("keep_attention", "all but attention is computed twice"), ("all", "blocks are computed twice")):
         if mode != work.recompute or work.recompute_every > 1:
@@ -90,13 +98,11 @@ def _variations(work: Training) -> Iterator[tuple[str, str, Training]]:
         yield f"parallel.sequence_parallel: {shards}", note, replace(work, sequence_parallel=shards)
     if work.optimizer == "adamw":
         yield "optimizer.name: came", "another optimiser: its learning curve differs", replace(work, optimizer="came")
-    if work.ranks == work.accumulation == 1 and work.lora is None and not work.in_backward:
-        change = "train.optimizer_in_backward: true, train.max_grad_norm: null"
-        yield change, "one block's gradients at a time; no clipping", replace(work, in_backward=True)
+    yield from _in_backward(work)
     if work.ema:
         yield "ema: null", "no averaged weights", replace(work, ema=False)
     if work.batch > 1:
-        other = replace(work, batch=1, accumulation=work.accumulation * work.batch, in_backward=False)
+        other = replace(work, batch=1, accumulation=work.accumulation * work.batch, in_backward=False, norm_first=False)
         yield (
             f"train.batch_size: 1, train.gradient_accumulation_steps: {other.accumulation}",
             "the same step in smaller passes; the gradients' sum is held",
@@ -105,7 +111,7 @@ def _variations(work: Training) -> Iterator[tuple[str, str, Training]]:
     yield (
         f"runtime.workers: {2 * work.ranks}",
         "twice the cards",
-        replace(work, ranks=2 * work.ranks, zero_stage=max(1, work.zero_stage), in_backward=False),
+        replace(work, ranks=2 * work.ranks, zero_stage=max(1, work.zero_stage), in_backward=False, norm_first=False),
     )
     if work.ranks > 1:
         shards = next((s for s in (8, 4, 2) if work.ranks % s == 0 and work.config.num_attention_heads % s == 0), 1)

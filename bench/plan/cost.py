@@ -37,6 +37,7 @@ def training_work(work: Training, *, lora_rank: int | None = None, lora_targets:
         recompute=work.recompute,
         recompute_every=work.recompute_every,
         in_pieces=work.in_pieces,
+        norm_first=work.norm_first,
         lora_rank=lora_rank,
         lora_targets=lora_targets,
     )

@@ -63,6 +63,7 @@ CASES: dict[str, tuple[dict[str, int], list[str]]] = {
     "recompute none, feed-forward in 4 pieces": (_BIG, ["train.recompute=none", "train.feed_forward_chunk=300"]),
     "CAME": (_BIG | {"num_layers": 16}, [*_FEW, *_CAME]),
     "optimiser in the backward pass": (_BIG | {"num_layers": 16}, [*_FEW, *_IN_BACKWARD]),
+    "optimiser in the backward pass, clipped": (_BIG | {"num_layers": 16}, [*_FEW, _IN_BACKWARD[0]]),
     **{f"2 ranks, ZeRO {n}": (_BIG, [*_RANKS, f"parallel.zero_stage={n}"]) for n in range(4)},
     "2 ranks on a sample, ZeRO 2": (_BIG, [*_RANKS, "parallel.zero_stage=2", "parallel.sequence_parallel=2"]),
 }

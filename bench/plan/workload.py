@@ -47,7 +47,7 @@ class Training:
     decides what a block keeps: ours on Ascend or the CPU, mindone's on Ascend, diffusers' with torch.
     ``feed_forward_chunk``: tokens of a piece of the feed-forward. ``state_itemsize``: bytes of an element of the
     optimiser's averages (ours: fp32 always). ``zero_ranks``: ranks that ZeRO spreads over, None for all.
-    ``in_backward``: the optimiser works in the backward pass.
+    ``in_backward``: the optimiser works in the backward pass; ``norm_first``: after another for the gradients' norm.
     """
 
     config: TransformerConfig
@@ -72,6 +72,7 @@ class Training:
     recompute_every: int = 1
     feed_forward_chunk: int | None = None
     in_backward: bool = False
+    norm_first: bool = False
     code: Code = "ascend"
 
     @property
@@ -188,8 +189,14 @@ def training_of(recipe: Any, sizes: Sizes, *, size: tuple[int, int, int, int] | 
         recompute_every=section.recompute_every,
         feed_forward_chunk=section.feed_forward_chunk,
         in_backward=section.optimizer_in_backward,
+        norm_first=norm_first(section),
         code="ascend" if device == "ascend" else "cpu",
     )
+
+
+def norm_first(section: Any) -> bool:
+    """Whether a step of a recipe's ``train`` computes its gradients twice, first for their norm."""
+    return section.optimizer_in_backward and section.max_grad_norm is not None
 
 
 def buckets_of(recipe: Any) -> list[tuple[int, int, int, int]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from bench.context import RunContext
 from bench.flops import Product, Size, total, training_step, transformer
+from bench.plan.workload import norm_first
 
 
 def inference(ctx: RunContext, products: tuple[Product, ...]) -> dict[str, int]:
@@ -27,7 +28,7 @@ def training(
     step = training_step(
         config, size, micro_batches=micro, recompute=recipe.train.recompute,
         recompute_every=recipe.train.recompute_every, scores_again=_scores_again(recipe, config, size),
-        in_pieces=chunk is not None and size.batch * length > chunk,
+        in_pieces=chunk is not None and size.batch * length > chunk, norm_first=norm_first(recipe.train),
         lora_rank=None if lora is None else lora.config.rank,
         lora_targets=sorted({name.split(".", 2)[-1] for name in names}),
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """The optimiser inside the backward pass: each hand-out's gradients are used and freed as soon as they are there.
 
 So no more than one block's gradients exist at a time, in place of all (arXiv:2306.09782, torchtune's
-``optimizer_in_bwd``). What needs all gradients before the first update can't be had: clipping by the global norm, sums
-over micro-batches or processes, and skipping a step whose gradients overflow.
+``optimizer_in_bwd``). What needs all gradients before the first update can't be had: sums over micro-batches or
+processes, and skipping a step whose gradients overflow. Clipping by the global norm takes a pass of its own before.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class InBackward:
         self.variables = self._arriving.variables
         self.largest = 0
         self._factor = self._squares = ms.Tensor(0.0, ms.float32)
+        self._measuring = False
         model.keep_in(self)
 
     # What the model asks while it hands parameters out.
@@ -59,19 +60,25 @@ class InBackward:
 
     # What a training step asks.
 
-    def begin(self, lr: float, factor: float) -> None:
-        """The forward and backward pass that follows is a step's; ``factor`` multiplies its gradients."""
-        self._factor, self._squares = ms.Tensor(factor, ms.float32), ms.Tensor(0.0, ms.float32)
+    def measure(self) -> None:
+        """The forward and backward pass that follows is for the gradients' norm alone."""
+        self._measuring, self._squares = True, ms.Tensor(0.0, ms.float32)
+        self._arriving.begin()
+
+    def begin(self, lr: float, factor: ms.Tensor) -> None:
+        """The forward and backward pass that follows is a step's; ``factor``, a scalar, multiplies its gradients."""
+        self._measuring, self._factor, self._squares = False, factor, ms.Tensor(0.0, ms.float32)
         self._optimizer.begin(lr)
         self._arriving.begin()
 
     def finish(self) -> Any:
-        """Ends the step; the gradients' norm, before ``factor``.
+        """Ends the pass; the gradients' norm, before ``factor``.
 
         Parameters that nothing was computed with have no gradient: theirs is taken as zero, as everywhere.
         """
         rest = self._arriving.finish()
-        self._update(rest, zeros_of([self._whole[place] for place in rest]))
+        if not self._measuring:
+            self._update(rest, zeros_of([self._whole[place] for place in rest]))
         return mint.sqrt(self._squares)
 
     def _update(self, places: list[int], gradients: list[Any]) -> None:
@@ -79,4 +86,5 @@ class InBackward:
             self.largest = max(self.largest, sum(g.size * g.itemsize for g in gradients))
             named = {self._names[place]: gradient for place, gradient in zip(places, gradients, strict=True)}
             self._squares = self._squares + square_sum(named)
-            self._optimizer.update_some(places, gradients, self._factor)
+            if not self._measuring:
+                self._optimizer.update_some(places, gradients, self._factor)

@@ -60,7 +60,8 @@ class TrainStep:
         zero: what of the parameters this process holds and exchanges; ``optimizer.parameters`` are its ``parameters``.
             None is for the only process.
         data_ranks: number of processes, or groups of them, that work on other samples of the step.
-        in_backward: updates while gradients are computed (one process, one micro-batch, no clipping, no loss scale).
+        in_backward: updates while gradients are computed (one process, one micro-batch, no loss scale); with
+            ``max_grad_norm`` each step computes its gradients twice, first for their norm.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class TrainStep:
         data_ranks: int = 1,
         in_backward: InBackward | None = None,
     ):
-        assert in_backward is None or (max_grad_norm is None and loss_scale is None and data_ranks == 1)
+        assert in_backward is None or (loss_scale is None and data_ranks == 1)
         self.in_backward = in_backward
         self.zero = zero or Zero(transformer, optimizer.parameters, alone().world, 0, masters=False)
         self.data_ranks = data_ranks
@@ -127,11 +128,19 @@ class TrainStep:
         return StepResult(loss=loss, grad_norm=grad_norm, skipped=overflowed)
 
     def _at_once(self, step: int, batches: Sequence[Batch], lr: float) -> StepResult:
-        """The step whose updates happen in the backward pass: what is not finite is seen when they are done."""
+        """The step whose updates happen in the backward pass: without clipping what is not finite is seen too late."""
         assert self.in_backward is not None
         assert len(batches) == 1, "gradients of several micro-batches are summed first"
-        self.in_backward.begin(lr, 1.0)
-        loss, _ = self._pass(step, batches[0], len(batches[0].samples), 1.0)
+        count, factor = len(batches[0].samples), ms.Tensor(1.0, ms.float32)
+        if self.max_grad_norm is not None:
+            self.in_backward.measure()
+            loss, _ = self._pass(step, batches[0], count, 1.0)
+            norm = self.in_backward.finish()
+            if not np.isfinite(loss) or not np.isfinite(float(norm)):
+                raise FloatingPointError(self._report(step, batches, loss, float(norm)))
+            factor = clip_factor(norm, self.max_grad_norm)
+        self.in_backward.begin(lr, factor)
+        loss, _ = self._pass(step, batches[0], count, 1.0)
         norm = float(self.in_backward.finish())
         self.gradient_bytes = self.in_backward.largest
         if not np.isfinite(loss) or not np.isfinite(norm):

@@ -54,7 +54,8 @@ class PairedTraining(Section):
     max_grad_norm: Annotated[FiniteFloat, Field(gt=0)] | None = 1.0
     """Global norm that gradients are scaled down to; null: never."""
     optimizer_in_backward: bool = False
-    """Parameters are updated as soon as their gradients are there, which are freed then; without clipping."""
+    """Parameters are updated as soon as their gradients are there, which are freed then; with max_grad_norm gradients
+    are computed twice, first for their norm."""
 
 
 class PairedSampling(Section):

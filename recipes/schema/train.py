@@ -146,7 +146,8 @@ class Training(Section):
     layer, four times the model's width, is then never there for all tokens, and is computed once more."""
     optimizer_in_backward: bool = False
     """Each block is updated in the backward pass, as soon as its gradients are there, which are freed then. For one
-    process, method sft, without clipping, accumulation or loss scale."""
+    process, method sft, without accumulation or loss scale. With max_grad_norm gradients are computed twice, first for
+    their norm: twice the time."""
     loss_scale: LossScaling = LossScaling()
     odd_latents: Literal["pad_first", "pad_last", "refuse"] = "pad_first"
     """For models with patch_size_t 2 and an odd number of latent frames: repeat the first or last, or refuse."""

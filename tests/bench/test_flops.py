@@ -175,6 +175,11 @@ def test_feed_forwards_in_pieces_by_hand():
         assert (pieces.forward, pieces.model) == (whole.forward, whole.model)
 
 
+def test_a_norm_before_the_step_doubles_what_is_executed():
+    once, twice = (flops.training_step(SMALL, SIZE, recompute="all", norm_first=first) for first in (False, True))
+    assert (twice.forward, twice.model, twice.hardware) == (once.forward, once.model, 2 * once.hardware)
+
+
 def test_lora_by_hand():
     """Rank 2 on to_q only: forward A and B; backward through frozen layers once, twice for A, B and attention."""
     step = flops.training_step(SMALL, SIZE, lora_rank=2, lora_targets=["to_q"], scores_again=False)

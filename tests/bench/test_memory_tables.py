@@ -44,9 +44,12 @@ def test_the_leanest_of_ours_is_gated() -> None:
     stored = trained(900)
     *sizes, many = train_memory.SIZES
     for size in sizes:
-        stored[size]["ours, PyNative, optimiser in the backward pass"] = marks(790)
+        stored[size]["ours, PyNative, optimiser in the backward pass, clipped"] = marks(790)
     assert train_memory.failures(stored) == [f"{many}: ours, PyNative: 0.90 of diffusers' peak, the goal is 0.8"]
-    name = "ours, PyNative, optimiser in the backward pass, feed-forward in 4 pieces"
+    # Without clipping it is another step.
+    stored[many]["ours, PyNative, optimiser in the backward pass, feed-forward in 4 pieces"] = marks(600)
+    assert len(train_memory.failures(stored)) == 1
+    name = "ours, PyNative, optimiser in the backward pass, clipped, feed-forward in 4 pieces"
     stored[many][name] = marks(700)
     assert train_memory.failures(stored) == []
     assert f"- {many}: 0.70 of diffusers' peak, the leanest of ours: {name}" in train_memory.table(stored)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from bench.plan.cost import communication_bytes, decode_flops, encode_flops, tim
 from bench.plan.dryrun import parse_peak, refuse_without_ascend
 from bench.plan.planner import plan_recipe
 from bench.plan.profiles import load_profile, names
-from bench.plan.workload import Sizes, Training, elements, published_name, sizes_of
+from bench.plan.workload import Sizes, Training, elements, norm_first, published_name, sizes_of
 from core.errors import UserError
 from core.params import ParamSpec
 from core.presets import PRESETS
@@ -211,6 +212,18 @@ def test_time_is_work_over_efficiency_times_peak() -> None:
     assert time_of(10**15, 0, load_profile("this-machine"), 1).reason
 
 
+def test_clipping_in_the_backward_pass_doubles_the_time() -> None:
+    found = {s.change: s for s in suggestions(published(), load_profile("ascend-910b-64gb"), 1)}
+    once = found["train.optimizer_in_backward: true, train.max_grad_norm: null"]
+    twice = found["train.optimizer_in_backward: true"]
+    assert once.peak == twice.peak
+    assert once.slower_percent == 0.0
+    assert twice.slower_percent == pytest.approx(100.0)
+    recipe: Any = load_recipe(ROOT / "recipes" / "tiny" / "memory.yaml").recipe
+    changed = recipe.model_copy(update={"train": recipe.train.model_copy(update={"optimizer_in_backward": True})})
+    assert (norm_first(recipe.train), norm_first(changed.train)) == (False, True)
+
+
 def test_a_decode_is_counted_by_its_pixels() -> None:
     """Of latents, as the plan knows them; more than an encode of that clip, whose network has a resnet less a level."""
     found = PRESETS["5b"]
@@ -235,7 +248,7 @@ vae: {{tiling: {{tile_height: 240, tile_width: 360, overlap_height: 40, overlap_
 runtime: {{device: ascend, dtype: bf16}}
 """
     (tmp_path / "r.yaml").write_text(text)
-    recipe = load_recipe(tmp_path / "r.yaml").recipe
+    recipe: Any = load_recipe(tmp_path / "r.yaml").recipe
     found = plan_recipe(recipe, sizes_of(recipe.model), load_profile("ascend-910b-64gb"))
     advice = [s for s in found["suggestions"] if s["change"] == "sampling.feed_forward_chunk: 4096"]
     assert bool(advice) == advised

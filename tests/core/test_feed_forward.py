@@ -183,15 +183,17 @@ def test_half_precision_sums_in_fp32():
     names = list(handed)
     x = ms.Tensor(rng.standard_normal((1, rows, width))).astype(ms.float16)
 
+    positions: Any = tuple(range(4))
+
     def loss(of, *tensors):
         return of(dict(zip(names, tensors, strict=True)), x).astype(ms.float32).sum()
 
-    gradient = ms.grad(lambda *t: loss(ChunkedFeedForward(1).of(block), *t), tuple(range(4)))(*handed.values())
+    gradient: Any = ms.grad(lambda *t: loss(ChunkedFeedForward(1).of(block), *t), positions)(*handed.values())
     bias = gradient[names.index("ff.net.2.bias")].astype(ms.float32).asnumpy()
     assert np.array_equal(bias, np.full(width, rows, np.float32))
     wide = [t.astype(ms.float32) for t in handed.values()]
     x = x.astype(ms.float32)
-    wanted = ms.grad(lambda *t: loss(layers.feed_forward, *t), tuple(range(4)))(*wide)
+    wanted: Any = ms.grad(lambda *t: loss(layers.feed_forward, *t), positions)(*wide)
     for found, exact in zip(gradient, wanted, strict=True):
         assert relative_error(found.astype(ms.float32).asnumpy(), exact.asnumpy()) <= 5e-3
 

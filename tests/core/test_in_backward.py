@@ -1,4 +1,4 @@
-"""The optimiser in the backward pass: the bits of a step without clipping, and one block's gradients at a time."""
+"""The optimiser in the backward pass: the bits of a usual step, and one block's gradients at a time."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def _came(parameters) -> Any:
     return CAME(parameters, betas=(0.9, 0.95, 0.99), eps=(1e-8, 1e-8), weight_decay=1e-2)
 
 
-def _step_fn(model, make, *, at_once: bool) -> TrainStep:
+def _step_fn(model, make, *, at_once: bool, clip: float | None = None) -> TrainStep:
     zero = Zero(model, model.trainable_params(), alone().world, 0)
     optimizer = make(zero.parameters)
     in_backward = InBackward(model, zero, optimizer) if at_once else None
-    return TrainStep(model, SCHEDULER, optimizer, max_grad_norm=None, seed=1, zero=zero, in_backward=in_backward)
+    return TrainStep(model, SCHEDULER, optimizer, max_grad_norm=clip, seed=1, zero=zero, in_backward=in_backward)
 
 
-def _trained(make, mode: Any, recompute: Any, *, at_once: bool, steps: int = 3):
+def _trained(make, mode: Any, recompute: Any, *, at_once: bool, steps: int = 3, clip: float | None = None):
     ops.configure(mode=mode)
     model = _model()
     model.recompute(recompute)
-    step_fn = _step_fn(model, make, at_once=at_once)
+    step_fn = _step_fn(model, make, at_once=at_once, clip=clip)
     results = [step_fn(step, [_batch([0, 1])], 1e-3) for step in range(steps)]
     values = {name: q.asnumpy().copy() for name, q in model.parameters_dict().items()}
     return results, values, step_fn
@@ -60,11 +60,43 @@ def test_the_bits_of_a_step_without_clipping(make, mode, recompute) -> None:
     assert step_fn.optimizer.step_count == 3
 
 
-def test_no_more_than_one_hand_out_of_gradients_exists() -> None:
+@pytest.mark.parametrize("make", [_adamw, _came])
+def test_clipped_as_a_usual_step(make) -> None:
+    """Bits where the norm is below the bound; else the factor is that of a norm that is summed in another order."""
+    plain, values, _ = _trained(make, "pynative", "all", at_once=False, clip=1e6)
+    results, found, step_fn = _trained(make, "pynative", "all", at_once=True, clip=1e6)
+    assert [r.loss for r in results] == [r.loss for r in plain]
+    assert {name for name in values if not np.array_equal(values[name], found[name])} == set()
+    assert step_fn.optimizer.step_count == 3
+    bound = min(r.grad_norm for r in plain) / 3
+    plain, values, _ = _trained(make, "pynative", "all", at_once=False, clip=bound)
+    results, found, _ = _trained(make, "pynative", "all", at_once=True, clip=bound)
+    np.testing.assert_allclose([r.grad_norm for r in results], [r.grad_norm for r in plain], rtol=1e-6)
+    start = {name: q.asnumpy() for name, q in _model().parameters_dict().items()}
+    for name, value in values.items():
+        assert np.linalg.norm(found[name] - value) <= 1e-4 * np.linalg.norm(value - start[name]), name
+
+
+def test_what_is_not_finite_is_seen_in_time_with_clipping() -> None:
+    ops.configure(mode="pynative")
+    model = _model()
+    before = {name: q.asnumpy().copy() for name, q in model.parameters_dict().items()}
+    step_fn = _step_fn(model, _adamw, at_once=True, clip=1.0)
+    batch = _batch([0])
+    batch.latents[0, 0, 0, 0, 0] = np.inf
+    with pytest.raises(FloatingPointError, match=r"loss (nan|inf).*the batch was clip0") as caught:
+        step_fn(0, [batch], 1e-3)
+    assert "updated already" not in str(caught.value)
+    after = {name: q.asnumpy() for name, q in model.parameters_dict().items()}
+    assert {name for name in before if not np.array_equal(before[name], after[name])} == set()
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_no_more_than_one_hand_out_of_gradients_exists(clip) -> None:
     ops.configure(mode="pynative")
     model = CogVideoXTransformer3DModel(replace(CONFIG, num_layers=6)).initialize(0)
     model.recompute("all")
-    step_fn = _step_fn(model, _adamw, at_once=True)
+    step_fn = _step_fn(model, _adamw, at_once=True, clip=clip)
     step_fn(0, [_batch([0])], 1e-3)
     sizes = {name: q.size * q.itemsize for name, q in model.parameters_dict().items()}
     block = sum(size for name, size in sizes.items() if name.startswith("transformer_blocks.0."))

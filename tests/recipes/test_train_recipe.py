@@ -63,7 +63,6 @@ AT_ONCE = {"optimizer_in_backward": True, "max_grad_norm": None}
         (train(lora=LORA), "lora", "which trains every parameter"),
         (train(train={"merge_lora": True}), "train.merge_lora", "nothing to merge"),
         (train(train={"recompute_every": 2}), "train.recompute_every", "no block is computed again"),
-        (train(train=AT_ONCE | {"max_grad_norm": 1.0}), "train.max_grad_norm", "need null: the norm of all gradients"),
         (
             train(train=AT_ONCE | {"gradient_accumulation_steps": 2}),
             "train.gradient_accumulation_steps",
