@@ -66,6 +66,10 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--profile", metavar="NAME", help="hardware profile (recipes/profiles; default: by the device)")
     plan.add_argument("--model", metavar="PRESET", help="sizes of this preset instead of the recipe's folders")
     plan.add_argument("--dry-run", action="store_true", help="also MindSpore's DryRun (Ascend build and CANN)")
+    plan.add_argument(
+        "--into", type=Path, metavar="RUN",
+        help="with --dry-run: folder of a run of this recipe, whose report then shows DryRun's peak as a third column",
+    )  # fmt: skip
 
     _running(commands)
     _repeating(commands)
@@ -214,7 +218,8 @@ def _show(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     from bench.plan.command import plan_command  # noqa: PLC0415
 
-    code, data, text = plan_command(args.recipe, args.set, profile=args.profile, model=args.model, dry=args.dry_run)
+    options = {"profile": args.profile, "model": args.model, "dry": args.dry_run, "into": args.into}
+    code, data, text = plan_command(args.recipe, args.set, **options)
     print_json(data) if args.json else print(text)
     return code
 

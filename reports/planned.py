@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from bench.plan.dryrun import kept
 from reports.collect import Run, finite
 from reports.plan_plot import plan_bars
 from reports.plots import Plot
@@ -15,11 +16,17 @@ _UPDATE = "optimiser update"  # the phase in which every gradient is there
 
 
 def planned_tables(runs: Iterable[Run]) -> tuple[Table, ...]:
-    """A row for each class of a run whose record has both a plan and counted bytes, and one for its peak."""
-    rows = tuple(row for run in runs for row in _rows(run))
+    """A row for each class of a run whose record has both a plan and counted bytes, and one for its peak.
+
+    Where a DryRun was kept beside one (``cogbench plan --dry-run --into``) its peak is a third column.
+    """
+    runs = list(runs)
+    simulated = any(kept(run.folder, run.data["recipe_digest"]) is not None for run in runs)
+    rows = tuple(row for run in runs for row in _rows(run, simulated))
     if not rows:
         return ()
-    columns = ("run", "class", "planned (GiB)", "counted (GiB)", "difference (bytes)", "reproduce this")
+    third = ("DryRun (GiB)",) if simulated else ()
+    columns = ("run", "class", "planned (GiB)", "counted (GiB)", *third, "difference (bytes)", "reproduce this")
     note = (
         "Planned from the recipe alone (cogbench plan), counted from the tensors that one process held. A class that "
         "differs is one that the formulas and the code disagree on."
@@ -27,7 +34,7 @@ def planned_tables(runs: Iterable[Run]) -> tuple[Table, ...]:
     return (Table("planned", "Memory by class: planned and counted", columns, rows, note),)
 
 
-def _rows(run: Run) -> Iterator[tuple[Cell, ...]]:
+def _rows(run: Run, simulated: bool) -> Iterator[tuple[Cell, ...]]:
     plan, counted = run.value("notes.plan"), run.value("notes.held_bytes")
     if not isinstance(plan, dict) or not plan.get("planned") or not isinstance(counted, dict):
         return
@@ -35,21 +42,42 @@ def _rows(run: Run) -> Iterator[tuple[Cell, ...]]:
     for name in CLASSES:
         wanted, found = finite(update.get(name)), finite(counted.get(name))
         if wanted is not None or found is not None:
-            yield _row(run, name, wanted or 0, _counted(found))
+            third = (missing_cell("DryRun tells no classes", applies=False),) if simulated else ()
+            yield _row(run, name, wanted or 0, _counted(found), third)
     peak = plan["peak"]
     measured = run.number("memory.device_allocated_peak_bytes")
     reason = "no device counter: a process's mark holds its libraries, too" if device(run) == "cpu" else "not read"
-    yield _row(run, f"peak, in {peak['phase']}", peak["total"], measured, reason)
+    yield _row(run, f"peak, in {peak['phase']}", peak["total"], measured, _dry_run(run, simulated), reason)
+
+
+def _dry_run(run: Run, simulated: bool) -> tuple[Cell, ...]:
+    """The cell of the third column, if there is one."""
+    if not simulated:
+        return ()
+    found = kept(run.folder, run.data["recipe_digest"])
+    if isinstance(found, dict):
+        return (number_cell(found["peak_bytes"], scale=GIB),)
+    return (missing_cell(found or "cogbench plan --dry-run was not run for it", applies=False),)
 
 
 def _counted(found: float | None) -> float:
     return 0 if found is None else found
 
 
-def _row(run: Run, name: str, wanted: float, found: float | None, reason: str = "") -> tuple[Cell, ...]:
+def _row(
+    run: Run, name: str, wanted: float, found: float | None, third: tuple[Cell, ...], reason: str = ""
+) -> tuple[Cell, ...]:
     shown = missing_cell(reason, applies=False) if found is None else number_cell(found, scale=GIB)
     moved = missing_cell(reason, applies=False) if found is None else number_cell(int(found) - int(wanted))
-    return (text_cell(run.label), text_cell(name), number_cell(wanted, scale=GIB), shown, moved, command_cell(run))
+    return (
+        text_cell(run.label),
+        text_cell(name),
+        number_cell(wanted, scale=GIB),
+        shown,
+        *third,
+        moved,
+        command_cell(run),
+    )
 
 
 def planned_plot(runs: Sequence[Run]) -> Plot | None:

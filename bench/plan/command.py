@@ -6,21 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from bench.codes import MISMATCH, PASS
-from bench.plan.dryrun import dry_run
+from bench.plan.dryrun import check_folder, dry_run, keep
 from bench.plan.planner import plan_recipe
 from bench.plan.profiles import default_name, load_profile
 from bench.plan.workload import sizes_of
 from bench.recipe_access import open_recipe
 from bench.render import duration, gib
+from core.errors import UserError
 
 
 def plan_command(
-    path: Path, overrides: list[str], *, profile: str | None, model: str | None, dry: bool = False
+    path: Path,
+    overrides: list[str],
+    *,
+    profile: str | None,
+    model: str | None,
+    dry: bool = False,
+    into: Path | None = None,
 ) -> tuple[int, dict[str, Any], str]:
     """Exit code (1 where the recipe does not fit), the plan as data, and as text.
 
     Raises:
-        UserError: a wrong recipe, profile or model; with ``dry`` also where DryRun can't be done.
+        UserError: a wrong recipe, profile or model; with ``dry`` also where DryRun can't be done, or ``into``, the
+            folder that its peak is kept in, is not that of a run of this recipe.
     """
     loaded = open_recipe(path, overrides)
     recipe = loaded.recipe
@@ -32,8 +40,14 @@ def plan_command(
         fits = [stage["fits"] for stage in made if stage["planned"]]
     else:
         data = {"recipe": str(path), "digest": loaded.digest, **_one(recipe, profile, model)}
+        if into is not None:
+            if not dry:
+                raise UserError("--into: got a folder without --dry-run, whose peak it is for")
+            check_folder(into, loaded.digest)
         if dry:
             data["dry_run"] = dry_run(path, overrides)
+        if into is not None:
+            keep(into, loaded.digest, data["dry_run"])
         text = _text(f"{path} ({recipe.kind})", data)
         fits = [data["fits"]] if data["planned"] else []
     return (MISMATCH if False in fits else PASS), data, text

@@ -1,7 +1,7 @@
 """MindSpore's DryRun as a second predictor: the compiled graph's own peak, without a card's work.
 
 It needs MindSpore's Ascend build and CANN (``MS_SIMULATION_LEVEL=1``); results of such a run are simulated, so it
-writes no record (docs/design/016).
+writes no record (docs/design/016). Its peak may be kept beside the record of a real run of the same recipe.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench import record as records
 from core.errors import UserError
+from core.files import write_text
 
 # Printed at GLOG_v=1 when the memory pool ends; N is in the unit behind it, MindSpore's M is 2**20 bytes.
 _PEAK = re.compile(
     r"(?P<kind>Actual peak memory usage|Used peak memory usage|Total reserved memory|MemPool[ \w]*peak)"
     r"(?:\s*\((?P<how>[^)]*)\))?\s*[:=]\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMG]?)i?B?\b"
 )
+FILE = "dry_run.json"  # in the folder of a run; reports show it beside what was planned and counted
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -42,6 +45,40 @@ def parse_peak(log: str) -> dict[str, int]:
             "that reached its end"
         )
     return found
+
+
+def check_folder(folder: Path, digest: str) -> None:
+    """Refuses to keep a peak beside the record of another recipe.
+
+    Raises:
+        UserError: there is no readable record in ``folder``, or it is of another recipe than ``digest``.
+    """
+    try:
+        data = records.read_data(folder / "record.json")
+    except records.RecordError as error:
+        raise UserError(f"--into: need the folder of a run of this recipe: {error}") from None
+    if data["recipe_digest"] != digest:
+        got = data["recipe_digest"][:12]
+        raise UserError(f"--into: {folder} is of a recipe {got}, need a run of this one ({digest[:12]})")
+
+
+def keep(folder: Path, digest: str, found: dict[str, Any]) -> None:
+    """Writes what ``dry_run`` found into the folder of a run of the recipe ``digest``."""
+    write_text(folder / FILE, json.dumps({"recipe_digest": digest, **found}, indent=1) + "\n")
+
+
+def kept(folder: Path, digest: str) -> dict[str, Any] | str | None:
+    """What was kept beside a run; why it can't be used; None where there is nothing."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["recipe_digest"] != digest:
+            return f"{FILE} is of another recipe"
+        return data if isinstance(data["peak_bytes"], int) else f"{FILE} has no peak"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{FILE} can't be read: {error}"
 
 
 def refuse_without_ascend() -> None:

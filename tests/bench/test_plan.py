@@ -19,15 +19,17 @@ from bench.flops_vae import vae_decode
 from bench.plan import encoders, liveness, memory
 from bench.plan.advice import suggestions
 from bench.plan.cost import communication_bytes, decode_flops, encode_flops, time_of, training_work, vae_bytes
-from bench.plan.dryrun import parse_peak, refuse_without_ascend
+from bench.plan.dryrun import kept, parse_peak, refuse_without_ascend
 from bench.plan.planner import plan_recipe
 from bench.plan.profiles import load_profile, names
 from bench.plan.workload import Sizes, Training, elements, norm_first, published_name, sizes_of
+from bench.recipe_access import open_recipe
 from core.errors import UserError
 from core.params import ParamSpec
 from core.presets import PRESETS
 from core.vae.ends import ends
 from recipes.load import load_recipe
+from tests.reports import samples
 
 ROOT = Path(__file__).resolve().parents[2]
 SFT = ROOT / "recipes" / "ascend910" / "sft_768x1360x77_8p.yaml"
@@ -356,6 +358,41 @@ def test_dry_run_lines() -> None:
     assert found["Actual peak memory usage (with fragments)"] == 21504 * 2**20
     with pytest.raises(UserError, match="GLOG_v=1"):
         parse_peak(LOG.replace("Used peak", "Some other"))
+
+
+def test_a_dry_run_is_kept_beside_a_run_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """With what a card's machine has standing in: the variable of CANN, and a child that prints its lines."""
+    monkeypatch.setenv("ASCEND_HOME_PATH", "/usr/local/Ascend")
+    jobs: list[dict[str, Any]] = []
+
+    def child(command: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess:
+        jobs.append(json.loads(Path(command[-1], "job.json").read_text()) | {"level": env["MS_SIMULATION_LEVEL"]})
+        return subprocess.CompletedProcess(command, 0, stdout=LOG, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", child)
+
+    def given(folder: Path, *more: str) -> list[str]:
+        return ["plan", str(SFT), "--model", "1.5-5b", *more, "--into", str(folder)]
+
+    empty, other, same = (tmp_path / name for name in ("empty", "other", "same"))
+    digest = open_recipe(SFT, []).digest
+    samples.write(other, recipe_digest="0" * 64)
+    samples.write(same, recipe_digest=digest)
+    assert main(given(empty, "--dry-run")) == USAGE
+    assert "need the folder of a run of this recipe" in capsys.readouterr().err
+    assert main(given(other, "--dry-run")) == USAGE
+    assert "is of a recipe 000000000000" in capsys.readouterr().err
+    assert jobs == [], "nothing was run in vain"
+    assert main(given(same, "--dry-run")) == PASS
+    assert "DryRun: 20.00 GiB at its peak" in capsys.readouterr().out
+    assert [(job["kind"], job["recipe"]["train"]["steps"], job["level"]) for job in jobs] == [("train", 1, "1")]
+    found = kept(same, digest)
+    assert isinstance(found, dict)
+    assert found["peak_bytes"] == 20480 * 2**20
+    assert main(given(same)) == USAGE
+    assert "without --dry-run" in capsys.readouterr().err
 
 
 def test_dry_run_says_what_is_missing_here(monkeypatch: pytest.MonkeyPatch) -> None:

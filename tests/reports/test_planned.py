@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.plan.dryrun import FILE, keep
 from reports.collect import collect
 from reports.planned import planned_plot, planned_tables
 from reports.render import GIB
@@ -32,6 +33,28 @@ def test_a_class_that_differs_shows_by_how_much(tmp_path):
     plot = planned_plot(runs)
     assert plot is not None
     assert "backward, first block" in plot.svg
+
+
+def test_a_dry_run_is_a_third_column(tmp_path):
+    held = {"parameters": GIB, "gradients": GIB}
+    for name in ("with", "without", "other"):
+        samples.write(tmp_path / name, notes={"plan": PLAN, "held_bytes": held})
+    runs = collect([tmp_path]).runs
+    digest = runs[0].data["recipe_digest"]
+    (plain,) = planned_tables(runs)
+    assert "DryRun (GiB)" not in plain.columns
+    keep(tmp_path / "with", digest, {"peak_bytes": 5 * GIB, "lines": {}, "operations": "exit code 0"})
+    keep(tmp_path / "other", "of another", {"peak_bytes": 5 * GIB, "lines": {}, "operations": "exit code 0"})
+    (table,) = planned_tables(runs)
+    place = table.columns.index("DryRun (GiB)")
+    peaks = {run.folder.name: row[place].text for run, row in zip(runs, table.rows[3::4], strict=True)}
+    assert peaks["with"] == "5.00"
+    assert "was not run for it" in peaks["without"]
+    assert "of another recipe" in peaks["other"]
+    assert all("tells no classes" in row[place].text for row in table.rows[0::4])
+    (tmp_path / "with" / FILE).write_text("{")
+    (table,) = planned_tables(runs)
+    assert any("can't be read" in row[place].text for row in table.rows)
 
 
 def test_no_plan_or_nothing_counted_is_no_table(tmp_path):
