@@ -81,7 +81,7 @@ class _Pieces(nn.Cell):
 
     def construct(self, x, weight1, bias1, a1, b1, weight2, bias2, a2, b2):
         rows = x.shape[0]
-        count = -(-rows // self._chunk)
+        count = pieces(rows, self._chunk)
         outs = []
         for i in range(count):
             hidden = _dense(x[i * rows // count : (i + 1) * rows // count], weight1, bias1, a1, b1, self._lora[0])
@@ -100,7 +100,7 @@ class _Pieces(nn.Cell):
 
     def bprop(self, x, weight1, bias1, a1, b1, weight2, bias2, a2, b2, out, grad):
         rows = x.shape[0]
-        count = -(-rows // self._chunk)
+        count = pieces(rows, self._chunk)
         dxs = []
         sums = [None] * 8
         for i in range(count):
