@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from bench.plan.dryrun import kept
 from reports.collect import Run, finite
@@ -20,9 +21,9 @@ def planned_tables(runs: Iterable[Run]) -> tuple[Table, ...]:
 
     Where a DryRun was kept beside one (``cogbench plan --dry-run --into``) its peak is a third column.
     """
-    runs = list(runs)
-    simulated = any(kept(run.folder, run.data["recipe_digest"]) is not None for run in runs)
-    rows = tuple(row for run in runs for row in _rows(run, simulated))
+    found = [(run, kept(run.folder, run.data["recipe_digest"])) for run in runs]
+    simulated = any(peak is not None for _, peak in found)
+    rows = tuple(row for run, peak in found for row in _rows(run, _dry_run(peak) if simulated else None))
     if not rows:
         return ()
     third = ("DryRun (GiB)",) if simulated else ()
@@ -34,7 +35,7 @@ def planned_tables(runs: Iterable[Run]) -> tuple[Table, ...]:
     return (Table("planned", "Memory by class: planned and counted", columns, rows, note),)
 
 
-def _rows(run: Run, simulated: bool) -> Iterator[tuple[Cell, ...]]:
+def _rows(run: Run, simulated: Cell | None) -> Iterator[tuple[Cell, ...]]:
     plan, counted = run.value("notes.plan"), run.value("notes.held_bytes")
     if not isinstance(plan, dict) or not plan.get("planned") or not isinstance(counted, dict):
         return
@@ -42,22 +43,21 @@ def _rows(run: Run, simulated: bool) -> Iterator[tuple[Cell, ...]]:
     for name in CLASSES:
         wanted, found = finite(update.get(name)), finite(counted.get(name))
         if wanted is not None or found is not None:
-            third = (missing_cell("DryRun tells no classes", applies=False),) if simulated else ()
+            third = (missing_cell("DryRun tells no classes", applies=False),) if simulated is not None else ()
             yield _row(run, name, wanted or 0, _counted(found), third)
     peak = plan["peak"]
     measured = run.number("memory.device_allocated_peak_bytes")
     reason = "no device counter: a process's mark holds its libraries, too" if device(run) == "cpu" else "not read"
-    yield _row(run, f"peak, in {peak['phase']}", peak["total"], measured, _dry_run(run, simulated), reason)
+    yield _row(
+        run, f"peak, in {peak['phase']}", peak["total"], measured, () if simulated is None else (simulated,), reason
+    )
 
 
-def _dry_run(run: Run, simulated: bool) -> tuple[Cell, ...]:
-    """The cell of the third column, if there is one."""
-    if not simulated:
-        return ()
-    found = kept(run.folder, run.data["recipe_digest"])
+def _dry_run(found: dict[str, Any] | str | None) -> Cell:
+    """The cell of the third column, of what was kept beside a run."""
     if isinstance(found, dict):
-        return (number_cell(found["peak_bytes"], scale=GIB),)
-    return (missing_cell(found or "cogbench plan --dry-run was not run for it", applies=False),)
+        return number_cell(found["peak_bytes"], scale=GIB)
+    return missing_cell(found or "cogbench plan --dry-run was not run for it", applies=False)
 
 
 def _counted(found: float | None) -> float:

@@ -12,7 +12,7 @@ stream (D).
 from __future__ import annotations
 
 from bench.plan.workload import Training
-from core.transformer.kept import kept_bytes
+from core.transformer.kept import kept_bytes, pieces
 from core.transformer.parameters import FEED_FORWARD_FACTOR as FF
 
 Rows = tuple[tuple[str, float, int | None], ...]
@@ -121,8 +121,8 @@ def moving_bytes(work: Training) -> int:
     if not work.in_pieces:
         return rows_bytes(OF_HIDDEN + always, tokens=tokens, width=width, itemsize=item)
     assert work.feed_forward_chunk is not None
-    count = -(-tokens // work.feed_forward_chunk)
-    piece = rows_bytes(HIDDEN + OF_HIDDEN, tokens=-(-tokens // count), width=width, itemsize=item)
+    longest = -(-tokens // pieces(tokens, work.feed_forward_chunk))
+    piece = rows_bytes(HIDDEN + OF_HIDDEN, tokens=longest, width=width, itemsize=item)
     piece += rows_bytes(OF_PIECES, tokens=tokens, width=width, itemsize=item)
     if work.lora is None:  # a piece's product beside the sums of both weights, which are in fp32, and a new sum
         weight = FF * width * width
@@ -147,6 +147,6 @@ def forward_bytes(*, tokens: int, width: int, itemsize: int, chunk: int | None =
     """Bytes that a block's forward pass needs without gradients; ``chunk``: tokens of a piece of its feed-forward."""
     if chunk is None or tokens <= chunk:
         return rows_bytes(FORWARD + HIDDEN, tokens=tokens, width=width, itemsize=itemsize)
-    piece = -(-tokens // -(-tokens // chunk))
-    hidden = rows_bytes(HIDDEN, tokens=piece, width=width, itemsize=itemsize)
+    longest = -(-tokens // pieces(tokens, chunk))
+    hidden = rows_bytes(HIDDEN, tokens=longest, width=width, itemsize=itemsize)
     return hidden + rows_bytes(FORWARD + JOINED, tokens=tokens, width=width, itemsize=itemsize)

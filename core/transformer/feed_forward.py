@@ -14,6 +14,7 @@ from mindspore import ops as _ops
 
 from core import ops
 from core.transformer import layers
+from core.transformer.kept import pieces
 
 NAMES = ("ff.net.0.proj", "ff.net.2")
 _PARTS = ("weight", "bias", "lora_A.weight", "lora_B.weight")
@@ -22,11 +23,6 @@ _PARTS = ("weight", "bias", "lora_A.weight", "lora_B.weight")
 _product: Any = _ops.MatMul()
 _product_of_rows: Any = _ops.MatMul(transpose_b=True)
 _product_of_columns: Any = _ops.MatMul(transpose_a=True)
-
-
-def pieces(rows: int, chunk: int) -> int:
-    """How many pieces of at most ``chunk`` of ``rows`` tokens there are; they differ by a token at most."""
-    return -(-rows // chunk)
 
 
 def _dense(x, weight, bias, a, b, lora):

@@ -1,4 +1,5 @@
-"""What a recomputed block keeps between the passes, counted from shapes (docs/design/009). Free of MindSpore."""
+"""What a block keeps between the passes and how it cuts its feed-forward, counted from shapes (docs/design/009, 019).
+Free of MindSpore."""
 
 from __future__ import annotations
 
@@ -28,3 +29,8 @@ def kept_bytes(
     assert mode == "keep_attention", mode
     state = batch * config.num_attention_heads * tokens * _FUSED_STATE if device == "Ascend" else 0
     return 2 * inputs + state
+
+
+def pieces(rows: int, chunk: int) -> int:
+    """How many pieces of at most ``chunk`` of ``rows`` tokens a feed-forward takes; they differ by a token at most."""
+    return -(-rows // chunk)

@@ -12,7 +12,8 @@ from core.errors import UserError
 from core.lora import LoRAConfig, attach
 from core.presets import PRESETS
 from core.transformer import layers
-from core.transformer.feed_forward import ChunkedFeedForward, pieces
+from core.transformer.feed_forward import ChunkedFeedForward, _Pieces
+from core.transformer.kept import pieces
 from core.transformer.model import CogVideoXTransformer3DModel
 from tests.tolerances import relative_error
 
@@ -127,10 +128,21 @@ def test_no_hidden_layer_of_all_tokens(monkeypatch):
     assert widest.rows == [ROWS // 4] * 2 * 3 * 4
 
 
-def test_fewer_tokens_than_a_piece_go_the_usual_way():
-    _same(_gradients(ROWS, ("all",)), _gradients(None, ("all",)))
-    feed_forward = ChunkedFeedForward(4).of(_model()[0].block("transformer_blocks.0"))
-    assert feed_forward is not layers.feed_forward
+def test_fewer_tokens_than_a_piece_go_the_usual_way(monkeypatch):
+    """With its bits; one token more than a piece and the Cell is called."""
+    calls: list[int] = []
+    plain = _Pieces.construct
+
+    def noting(self, x, *tensors):
+        calls.append(x.shape[0])
+        return plain(self, x, *tensors)
+
+    monkeypatch.setattr(_Pieces, "construct", noting)
+    usual = _gradients(None, ("all",))
+    assert all(np.array_equal(one, other) for one, other in zip(_gradients(ROWS, ("all",)), usual, strict=True))
+    assert calls == []
+    _gradients(ROWS - 1, ("all",))
+    assert calls
 
 
 @pytest.mark.parametrize(("rows", "chunk", "count"), [(8, 8, 1), (9, 8, 2), (16, 8, 2), (17, 8, 3), (3, 1, 3)])
